@@ -1,0 +1,55 @@
+"""What all documents share: strictness, names, sizes."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from core.ids import MAX_NAME, check_name
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Ki|Mi|Gi|Ti)?B?")
+_FACTOR = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+
+class Spec(BaseModel):
+    """Base of all documents and their parts: unknown fields are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False, validate_default=True)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("name", "must be text")
+    try:
+        return check_name(value, "name")
+    except ValueError as error:
+        raise PydanticCustomError("name", "{reason}", {"reason": str(error)}) from error
+
+
+def _size(value: object) -> int:
+    """Bytes from an integer or from text such as 512Mi or 1.5Gi."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise PydanticCustomError("size", "must not be negative")
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise PydanticCustomError(
+            "size", "is not a size: write bytes, or a number with Ki, Mi, Gi or Ti, such as 512Mi"
+        )
+    return int(float(match[1]) * _FACTOR[match[2] or ""])
+
+
+Name = Annotated[
+    str,
+    BeforeValidator(_name),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z]([a-z0-9-]*[a-z0-9])?$", "maxLength": MAX_NAME}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SIZE.pattern}]}),
+]

@@ -1,0 +1,1 @@
+"""Moorage wire contract, version 1. Regenerate with `./dev protos`."""
