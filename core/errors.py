@@ -75,6 +75,28 @@ class DeniedError(MoorageError):
     sqlstate = "28000"
 
 
+class UnauthenticatedError(DeniedError):
+    """Who asks has not proved who it is: no token, or none that is good."""
+
+    code = "unauthenticated"
+    grpc_status = "UNAUTHENTICATED"
+
+
+class ExistsError(ConflictError):
+    """The object is there already, and the request wanted to make it."""
+
+    code = "exists"
+    grpc_status = "ALREADY_EXISTS"
+
+
+class OverloadedError(UnavailableError):
+    """Too many requests of this kind at the moment; try again after a pause."""
+
+    code = "overloaded"
+    grpc_status = "RESOURCE_EXHAUSTED"
+    sqlstate = "53300"
+
+
 class TimedOutError(MoorageError):
     """It did not happen in the time allowed; it may still happen."""
 
@@ -95,6 +117,12 @@ class EngineError(MoorageError):
 
 
 ERRORS: tuple[type[MoorageError], ...] = (
-    MoorageError, UserError, NotFoundError, ConflictError, UnavailableError, DeniedError, TimedOutError, EngineError,
+    MoorageError, UserError, NotFoundError, ConflictError, ExistsError, UnavailableError, OverloadedError, DeniedError,
+    UnauthenticatedError, TimedOutError, EngineError,
 )  # fmt: skip
 BY_CODE: dict[str, type[MoorageError]] = {error.code: error for error in ERRORS}
+
+
+def words(error: BaseException) -> str:
+    """What the error says, or what it is when it says nothing (TimeoutError)."""
+    return str(error) or repr(error)

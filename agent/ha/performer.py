@@ -1,0 +1,302 @@
+"""Carries out what `decide` asks for: one branch an action.
+
+Long actions become the member's one operation; calls to hub, peers and engine are made at once, each with its own
+deadline. A call that fails is only logged: the next turn decides again from what is then true.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from agent.ha import handover
+from agent.ha.actions import (
+    Acquire,
+    Action,
+    ApplySync,
+    AskPeers,
+    CastBallot,
+    Clone,
+    EndSwitchover,
+    Fence,
+    Follow,
+    Handover,
+    Initialise,
+    ProbeTimeline,
+    Promote,
+    RecordSync,
+    RecordSystemId,
+    Rejoin,
+    Release,
+    StartPrimary,
+    StartReplica,
+    Stop,
+)
+from agent.ha.view import OperationKind
+from agent.peer import position_message
+from core.errors import ConflictError, MoorageError, words
+from core.log import EventLog
+from core.records import Ballot, PeerMember, SyncRecord, to_json
+from core.status import Role
+from protos.v1 import agent_pb2 as pb
+from protos.v1.common_pb2 import MemberId
+
+if TYPE_CHECKING:
+    from agent.ha.keeper import Keeper
+
+log = EventLog("agent.performer")
+HUB_TIMEOUT_S = 3.0
+PEER_TIMEOUT_S = 1.0
+FENCE_WITHIN_S = 1.0
+PROMISE_TTLS = 1.0  # a peer promises not to stand for so many TTLs
+
+
+class Performer:
+    """The hands of one keeper."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._node = keeper.node
+
+    async def perform(self, action: Action) -> None:  # noqa: C901 - one flat branch an action
+        """Start or do it. Failures are logged, never raised."""
+        try:
+            match action:
+                case Fence():
+                    await self.fence()
+                case (
+                    Initialise()
+                    | Clone()
+                    | Rejoin()
+                    | StartPrimary()
+                    | StartReplica()
+                    | Stop()
+                    | Promote()
+                    | Handover()
+                ):
+                    self._begin(action)
+                case Acquire():
+                    await self._acquire(action)
+                case Release():
+                    await self._release(action)
+                case CastBallot():
+                    await self._cast_ballot(action)
+                case RecordSync():
+                    await self._update_ha(action.term, sync_json=to_json(action.sync))
+                case RecordSystemId():
+                    await self._update_ha(action.term, system_id=action.system_id)
+                case EndSwitchover():
+                    await self.end_switchover(action.term, action.request_id, action.note)
+                case ApplySync():
+                    await self._keeper.driver.apply_sync(action.sync)
+                case Follow():
+                    await self._follow(action.leader)
+                case AskPeers():
+                    await self._ask_peers(action.term)
+                case ProbeTimeline():
+                    self._keeper.facts.probed_at = self._node.clock.now()
+                    await self._keeper.driver.timeline_forks(self.peer(action.leader))
+                case _:
+                    assert_never(action)
+        except (MoorageError, OSError, TimeoutError) as error:
+            log.warning(
+                "action_failed",
+                member=str(self._keeper.ref),
+                action=type(action).__name__,
+                error=words(error),
+            )
+
+    def peer(self, member: str) -> PeerMember:
+        """The member as the others see it; ConflictError when it is not there (any more)."""
+        found = self._keeper.view().peer(member)
+        if found is None:
+            raise ConflictError(f"{member} is not a member", object=str(self._keeper.ref.instance))
+        return found
+
+    # --- long operations ----------------------------------------------------------------------------------------------
+
+    def _begin(
+        self, action: Initialise | Clone | Rejoin | StartPrimary | StartReplica | Stop | Promote | Handover
+    ) -> None:
+        keeper, subject = self._keeper, str(self._keeper.ref)
+        match action:
+            case Initialise():
+                keeper.operations.start(OperationKind.INITIALISE, self._initialise(), subject)
+            case Clone():
+                keeper.operations.start(OperationKind.CLONE, self._clone(self.peer(action.source)), subject)
+            case Rejoin():
+                keeper.operations.start(OperationKind.REJOIN, self._rejoin(self.peer(action.leader)), subject)
+            case StartPrimary():
+                keeper.operations.start(OperationKind.START, self._start_primary(), subject)
+            case StartReplica():
+                upstream = self.peer(action.upstream) if action.upstream else None
+                keeper.operations.start(OperationKind.START, keeper.driver.start_replica(upstream), subject)
+            case Stop():
+                keeper.operations.start(OperationKind.STOP, keeper.driver.stop(), subject)
+            case Promote():
+                keeper.operations.start(OperationKind.PROMOTE, self._promote(action.term), subject)
+            case Handover():
+                work = handover.hand_over(keeper, self, action)
+                keeper.operations.start(OperationKind.HANDOVER, work, subject)
+            case _:
+                assert_never(action)
+
+    async def _initialise(self) -> None:
+        await self._keeper.driver.initialise()
+        await self._start_primary()
+
+    async def _start_primary(self) -> None:
+        await self._keeper.driver.apply_sync(self._nobody_yet())
+        await self._keeper.driver.start_primary()
+
+    async def _promote(self, term: int) -> None:
+        # Before the engine can take a write it must know to wait for standbys, or that it need not.
+        await self._keeper.driver.apply_sync(self._nobody_yet())
+        await self._keeper.driver.promote()
+        self._node.reporter.event("promoted", str(self._keeper.ref), f"primary in term {term}")
+
+    def _nobody_yet(self) -> SyncRecord:
+        """The sync set of a new leader: only itself. Strict modes let commits wait until the record names standbys."""
+        return SyncRecord(mode=self._keeper.desired.replication.mode, k=0, names=())
+
+    async def _clone(self, source: PeerMember) -> None:
+        await self._keeper.driver.clone(source)
+        await self._keeper.driver.start_replica(source)
+
+    async def _rejoin(self, leader: PeerMember) -> None:
+        what = await self._keeper.driver.rejoin(leader)
+        self._node.reporter.event("rejoined", str(self._keeper.ref), what)
+        await self._keeper.driver.start_replica(leader)
+
+    async def fence(self) -> None:
+        """No write from now on. Preempts every other operation."""
+        keeper = self._keeper
+        if keeper.operations.kind is OperationKind.FENCE:
+            return
+        await keeper.operations.preempt(OperationKind.FENCE, self._fence(), str(keeper.ref))
+        self._node.routes_changed()
+
+    async def _fence(self) -> None:
+        await self._keeper.driver.fence(FENCE_WITHIN_S)
+        self._node.reporter.event(
+            "fenced", str(self._keeper.ref), "the engine was stopped: it may no longer lead", severity="warning"
+        )
+
+    def restart(self) -> None:
+        """Begin a restart of the engine in its present role, for the desired restart_id."""
+        keeper = self._keeper
+        keeper.operations.start(OperationKind.STOP, self._restart(keeper.desired.restart_id), str(keeper.ref))
+
+    async def _restart(self, restart_id: int) -> None:
+        keeper = self._keeper
+        upstream = keeper.view().peer(keeper.engine.upstream)
+        as_primary = keeper.engine.role is Role.PRIMARY
+        await keeper.driver.stop()
+        keeper.restarted(restart_id)
+        if not as_primary:
+            await keeper.driver.start_replica(upstream)
+        # A primary is started again by the next decision, if it still leads.
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    def _id(self) -> MemberId:
+        ref = self._keeper.ref
+        return MemberId(project=ref.instance.project, instance=ref.instance.instance, member=ref.member)
+
+    async def _acquire(self, action: Acquire) -> None:
+        keeper, lease = self._keeper, self._node.lease
+        reason = keeper.decided_because()
+        async with lease.acquiring:
+            sent_at = self._node.clock.now()
+            # An answer that is lost may still take effect: meanwhile nobody else is promised anything.
+            keeper.facts.standing_until = sent_at + 2 * HUB_TIMEOUT_S
+            request = pb.AcquireRequest(
+                id=self._id(),
+                after_term=action.after_term,
+                lease_id=lease.lease_id,
+                reason=reason,
+                position=position_message(keeper.engine.position),
+            )
+            answer = await self._node.link.call(lambda stub: stub.Acquire, request, timeout_s=HUB_TIMEOUT_S)
+            keeper.facts.standing_until = 0.0
+            if answer.acquired:
+                lease.take(answer.lease_id)
+                lease.ttl_s = float(answer.lease_ttl_s or lease.ttl_s)
+        if not answer.acquired:
+            log.info("acquire_refused", member=str(keeper.ref), leader=answer.leader, term=answer.term)
+            return
+        keeper.lease.acquired(answer.term, sent_at, lease.ttl_s)
+        keeper.remember_lease()
+        self._node.kick_heartbeat()
+        log.info("leadership_acquired", member=str(keeper.ref), term=answer.term)
+
+    async def _release(self, action: Release) -> None:
+        await self.release(term=action.term, target=action.handover, reason=self._keeper.decided_because())
+
+    async def release(self, *, term: int, target: str, reason: str) -> None:
+        """Give the leadership up; the caller has seen to it that the engine accepts no writes."""
+        keeper = self._keeper
+        request = pb.ReleaseRequest(
+            id=self._id(),
+            term=term,
+            handover=target,
+            reason=reason,
+            position=position_message(keeper.engine.position),
+        )
+        answer = await self._node.link.call(lambda stub: stub.Release, request, timeout_s=HUB_TIMEOUT_S)
+        keeper.lease.released()
+        keeper.facts.released_at = self._node.clock.now()
+        keeper.remember_lease()
+        log.info("leadership_released", member=str(keeper.ref), term=term, to=target, was_ours=answer.released)
+
+    async def _cast_ballot(self, action: CastBallot) -> None:
+        keeper = self._keeper
+        ballot = Ballot(
+            member=keeper.ref.member,
+            node=self._node.config.node,
+            term=action.term,
+            timeline=action.position.timeline,
+            lsn=action.position.lsn.value,
+            leader_lsn=keeper.engine.leader_lsn.value,
+            was_leader=action.was_leader,
+            priority=keeper.desired.priority,
+            no_failover=keeper.desired.no_failover,
+        )
+        request = pb.CastBallotRequest(ballot_json=to_json(ballot), id=self._id())
+        answer = await self._node.link.call(lambda stub: stub.CastBallot, request, timeout_s=HUB_TIMEOUT_S)
+        if answer.cast:
+            keeper.facts.ballot_term = action.term
+            keeper.facts.ballot_position = action.position
+
+    async def _update_ha(self, term: int, *, sync_json: bytes | None = None, system_id: str | None = None) -> None:
+        request = pb.UpdateHaRequest(id=self._id(), term=term, sync_json=sync_json, system_id=system_id)
+        answer = await self._node.link.call(lambda stub: stub.UpdateHa, request, timeout_s=HUB_TIMEOUT_S)
+        if not answer.updated:
+            log.warning("ha_update_refused", member=str(self._keeper.ref), term=term)
+
+    async def end_switchover(self, term: int, request_id: str, note: str) -> None:
+        """Clear the request; `note` goes into the history."""
+        request = pb.UpdateHaRequest(id=self._id(), term=term, end_switchover=request_id, note=note)
+        await self._node.link.call(lambda stub: stub.UpdateHa, request, timeout_s=HUB_TIMEOUT_S)
+        self._node.reporter.event("switchover_ended", str(self._keeper.ref.instance), note, severity="warning")
+
+    async def _follow(self, leader: str) -> None:
+        await self._keeper.driver.follow(self.peer(leader))
+
+    async def _ask_peers(self, term: int) -> None:
+        keeper = self._keeper
+        asked_at = self._node.clock.now()
+        keeper.facts.asked_peers_at = asked_at
+        promise_s = PROMISE_TTLS * self._node.lease.ttl_s
+        refusals = await self._node.peers.all_grant(
+            keeper.ref.instance,
+            me=keeper.ref.member,
+            term=term,
+            peers=keeper.view().peers,
+            promise_s=promise_s,
+            timeout_s=PEER_TIMEOUT_S,
+        )
+        if refusals:
+            log.warning("failsafe_refused", member=str(keeper.ref), term=term, why=refusals)
+            return
+        keeper.lease.granted(asked_at, promise_s)
+        keeper.remember_lease()

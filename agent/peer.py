@@ -1,0 +1,198 @@
+"""Between the agents of one instance, over mTLS on the data network: two questions, answered from memory.
+
+`FailsafePing` lets a primary go on while the hub is away: each member that grants it promises not to stand for
+leadership for a while. `MemberStatus` tells a switchover whether its target has every byte. The caller is known by its
+certificate and must run a member of the instance it asks about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from core.errors import UnavailableError
+from core.ids import InstanceRef, MemberName, MemberRef
+from core.log import EventLog
+from core.positions import Lsn, WalPosition
+from core.records import PeerMember
+from protos.v1 import peer_pb2 as pb
+from protos.v1.common_pb2 import MemberId, Position
+from protos.v1.peer_pb2_grpc import PeerServiceServicer, PeerServiceStub, add_PeerServiceServicer_to_server
+
+log = EventLog("agent.peer")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # a failsafe question is asked every second
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Answerer(Protocol):
+    """The member's keeper, as far as peers may ask it."""
+
+    def member_nodes(self) -> frozenset[str]:
+        """Nodes that run a member of this instance."""
+
+    def grant_failsafe(self, *, primary: str, term: int, promise_s: float) -> str:
+        """Empty = granted, else why not."""
+
+    def member_status(self) -> pb.MemberStatusResponse: ...
+
+
+class PeerService(PeerServiceServicer):
+    """Answers peers for all members of this node."""
+
+    def __init__(self, answerers: Mapping[MemberRef, Answerer]) -> None:
+        self._answerers = answerers
+
+    async def FailsafePing(  # noqa: N802
+        self,
+        request: pb.FailsafePingRequest,
+        context: Context,
+    ) -> pb.FailsafePingResponse:
+        ref = InstanceRef(request.primary.project, request.primary.instance)
+        answerer = await self._allowed(MemberRef(ref, MemberName(request.asked_member)), context)
+        reason = answerer.grant_failsafe(
+            primary=request.primary.member, term=request.term, promise_s=request.promise_ms / 1000
+        )
+        return pb.FailsafePingResponse(granted=not reason, reason=reason)
+
+    async def MemberStatus(  # noqa: N802
+        self,
+        request: pb.MemberStatusRequest,
+        context: Context,
+    ) -> pb.MemberStatusResponse:
+        answerer = await self._allowed(_member_ref(request.id), context)
+        return answerer.member_status()
+
+    async def _allowed(self, ref: MemberRef, context: Context) -> Answerer:
+        answerer = self._answerers.get(ref)
+        if answerer is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"{ref} is not on this node")
+            raise AssertionError("abort does not return")
+        caller = next(iter(context.auth_context().get("x509_common_name") or ()), b"").decode()
+        if caller not in answerer.member_nodes():
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"node {caller!r} runs no member of {ref.instance}")
+        return answerer
+
+
+def _member_ref(member: MemberId) -> MemberRef:
+    return MemberRef(InstanceRef(member.project, member.instance), MemberName(member.member))
+
+
+class PeerServer:
+    """The listening side; `restart()` takes a renewed certificate."""
+
+    def __init__(self, address: str, port: int, identity_dir: Path, service: PeerService) -> None:
+        self._where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        self._identity_dir = identity_dir
+        self._service = service
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """UnavailableError when the port is taken."""
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        add_PeerServiceServicer_to_server(self._service, server)
+        credentials = grpc.ssl_server_credentials(
+            [((self._identity_dir / "node.key").read_bytes(), (self._identity_dir / "node.crt").read_bytes())],
+            root_certificates=(self._identity_dir / "ca.crt").read_bytes(),
+            require_client_auth=True,
+        )
+        try:
+            server.add_secure_port(self._where, credentials)
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"cannot listen on {self._where}", object="peer port", hint="See what holds the port: ss -ltnp."
+            ) from error
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(grace=1)
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+
+class Peers:
+    """The asking side: one connection a peer node, opened when first needed."""
+
+    def __init__(self, identity_dir: Path) -> None:
+        self._identity_dir = identity_dir
+        self._channels: dict[tuple[str, str, int], grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        channels = list(self._channels.values())
+        self._channels.clear()
+        for channel in channels:
+            await channel.close()
+
+    async def all_grant(
+        self, ref: InstanceRef, *, me: str, term: int, peers: tuple[PeerMember, ...], promise_s: float, timeout_s: float
+    ) -> str:
+        """Ask all peers at once; empty when every single one grants, else who did not and why."""
+        answers = await asyncio.gather(
+            *(self._ask(ref, me=me, term=term, peer=peer, promise_s=promise_s, timeout_s=timeout_s) for peer in peers)
+        )
+        return "; ".join(answer for answer in answers if answer)
+
+    async def _ask(
+        self, ref: InstanceRef, *, me: str, term: int, peer: PeerMember, promise_s: float, timeout_s: float
+    ) -> str:
+        request = pb.FailsafePingRequest(
+            primary=MemberId(project=ref.project, instance=ref.instance, member=me),
+            term=term,
+            asked_member=peer.member,
+            promise_ms=int(promise_s * 1000),
+        )
+        try:
+            answer = await self._stub(peer).FailsafePing(request, timeout=timeout_s)
+        except (grpc.aio.AioRpcError, OSError) as error:
+            return f"{peer.member} on {peer.node}: {_short(error)}"
+        return "" if answer.granted else f"{peer.member} on {peer.node} refuses: {answer.reason}"
+
+    async def position_of(self, ref: InstanceRef, peer: PeerMember, *, timeout_s: float) -> WalPosition:
+        """How far the peer's member is, straight from its agent. UnavailableError when it does not say."""
+        request = pb.MemberStatusRequest(id=MemberId(project=ref.project, instance=ref.instance, member=peer.member))
+        try:
+            answer = await self._stub(peer).MemberStatus(request, timeout=timeout_s)
+        except (grpc.aio.AioRpcError, OSError) as error:
+            raise UnavailableError(f"no answer: {_short(error)}", object=f"{ref}/{peer.member}") from error
+        return WalPosition(answer.position.timeline, Lsn(answer.position.lsn))
+
+    def _stub(self, peer: PeerMember) -> PeerServiceStub:
+        key = (peer.node, peer.address, peer.peer_port)
+        if key not in self._channels:
+            credentials = grpc.ssl_channel_credentials(
+                root_certificates=(self._identity_dir / "ca.crt").read_bytes(),
+                private_key=(self._identity_dir / "node.key").read_bytes(),
+                certificate_chain=(self._identity_dir / "node.crt").read_bytes(),
+            )
+            host = f"[{peer.address}]" if ":" in peer.address else peer.address
+            # The peer must be the node the hub named, whatever address it has.
+            options = (*OPTIONS, ("grpc.ssl_target_name_override", peer.node))
+            self._channels[key] = grpc.aio.secure_channel(f"{host}:{peer.peer_port}", credentials, options=options)
+        return PeerServiceStub(self._channels[key])
+
+
+def _short(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.details() or error.code().name.lower()
+    return str(error)
+
+
+def position_message(position: WalPosition) -> Position:
+    """The wire form of a position."""
+    return Position(timeline=position.timeline, lsn=position.lsn.value)

@@ -1,0 +1,77 @@
+"""Pure: from what is known of an instance to the route its clients take.
+
+A primary on this node is routed to while its own lease lasts; one on another node while the hub, or the primary itself
+over the peer port, vouches for it. Either way the route carries the time at which it ends, and the proxy holds to it
+alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.records import InstanceView, MemberDesired, PeerMember
+from core.routes import Endpoint, Route
+from core.status import MemberState, Role
+
+CLIENT_MARGIN_S = 0.5  # a route ends this much before the leader's lease may: what is in the pipe must still arrive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderTrust:
+    """Until when (monotonic seconds) writes may go to the leader of `term`."""
+
+    term: int = 0
+    until: float = 0.0
+
+
+def route_of(
+    desired: MemberDesired,
+    view: InstanceView | None,
+    *,
+    writable_here: bool,
+    trust: LeaderTrust,
+) -> Route:
+    """The route of one instance. `writable_here`: this node's member is the running primary and holds the lease;
+    `trust` is then its own fence time, else what others vouch for."""
+    leader = _trusted_leader(view, trust) if view else None
+    return Route(
+        instance=f"{desired.project}/{desired.instance}",
+        rw_port=desired.rw_port,
+        ro_port=desired.ro_port,
+        term=trust.term if leader else 0,
+        primary=_primary(desired, leader, writable_here=writable_here) if leader else None,
+        expires_at_s=trust.until,
+        replicas=tuple(_endpoint(m) for m in view.members if _serves_reads(m, view)) if view else (),
+        hold_s=desired.hold_s,
+        paused=bool(view and view.ha.switchover),
+        client_tls=desired.client_tls,
+        allow=desired.allow,
+    )
+
+
+def _trusted_leader(view: InstanceView, trust: LeaderTrust) -> PeerMember | None:
+    """The member that leads in the trusted term: by its key in etcd or, when only the key has lapsed (the hub was away
+    longer than the lease), by the word of the members that still follow it."""
+    if view.leader is not None:
+        name = view.leader.member if view.leader.term == trust.term else ""
+    else:
+        lapsed = view.ha.term == trust.term and view.ha.released_term != view.ha.term
+        name = view.ha.leader if lapsed else ""
+    return next((m for m in view.members if m.member == name), None)
+
+
+def _primary(desired: MemberDesired, leader: PeerMember, *, writable_here: bool) -> Endpoint | None:
+    if leader.member == desired.member:
+        return _endpoint(leader) if writable_here else None
+    ready = leader.role is Role.PRIMARY and leader.state is MemberState.RUNNING
+    return _endpoint(leader) if ready else None
+
+
+def _serves_reads(member: PeerMember, view: InstanceView) -> bool:
+    """A running replica on a node that is heard of. While nobody leads it may still serve what it has."""
+    follows = view.leader is None or member.streaming_from in ("", view.leader.member)
+    return member.alive and member.role is Role.REPLICA and member.state is MemberState.RUNNING and follows
+
+
+def _endpoint(member: PeerMember) -> Endpoint:
+    return Endpoint(member=member.member, host=member.address, port=member.engine_port, tls=member.engine_tls)
