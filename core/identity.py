@@ -120,6 +120,11 @@ def issue_hub_identity(ca: Identity, *, hosts: Sequence[str], now: float) -> Ide
     return Identity(cert_pem=signed.cert_pem, key_pem=_key_pem(key))
 
 
+def check_csr(csr_pem: bytes, *, node: str) -> None:
+    """UserError when the request cannot be signed for the node; so that a token is not used up in vain."""
+    _checked_key_of(csr_pem, node)
+
+
 def check_node_name(node: str) -> str:
     """The name itself; UserError when no node may have it."""
     try:

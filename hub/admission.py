@@ -278,8 +278,9 @@ def _used(world: World, project: str) -> Usage:
 
 
 def _over_quota(project: str, what: str, *, limit: float, have: float, had: float) -> ConflictError:
+    figures = f"{_figure(what, had)} are in use, and {_figure(what, have)} would be"
     return ConflictError(
-        f"quota of {what} is {_figure(what, limit)}; {_figure(what, had)} are in use, and {_figure(what, have)} would be",
+        f"quota of {what} is {_figure(what, limit)}; {figures}",
         object=f"project {project}",
         hint="Ask for less, free something, or raise the project's quota.",
     )

@@ -1,10 +1,11 @@
 """Node leases: granting, renewing, and how long somebody else's lease will last at least.
 
 Why a confirmed renewal may be relied on. The agent counts its lease from when it sent the heartbeat, so from before
-anything here happens. Here the lease is kept alive, and only after that answer has come a linearizable read is *started*
-that must find every leader key of the lease in the same life as before. A keepalive alone proves nothing: an etcd leader
-that hangs goes on confirming keepalives which its successor does not honour (etcd #15247); such a leader cannot answer a
-linearizable read. The read is a transaction of compares without writes: one request however many keys, no disk write.
+anything here happens. Here the lease is kept alive, and only after that answer has come a linearizable read is
+*started* that must find every leader key of the lease in the same life as before. A keepalive alone proves nothing: an
+etcd leader that hangs goes on confirming keepalives which its successor does not honour (etcd #15247); such a leader
+cannot answer a linearizable read. The read is a transaction of compares without writes: one request however many keys,
+and no disk write.
 
 Why `remaining_s` is a lower bound. For a lease renewed here it is counted from before the confirmed keepalive was sent,
 when the lease had its full time to live at the earliest. For a lease renewed at another hub etcd is asked for the time
@@ -100,8 +101,7 @@ class LeaseBook:
         until = known.until if known is not None else 0.0
         try:
             left_s = await self._client.time_to_live(lease_id)
-            if await self._still_there([leader_key]):
-                until = max(until, started + left_s)
+            until = max(until, started + left_s) if await self._still_there([leader_key]) else 0.0
         except UnavailableError:
             pass  # what was known before still holds: it runs out by itself
         line = self._lines[lease_id] = _Line(until, started + ASK_EVERY_S)

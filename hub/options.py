@@ -6,15 +6,12 @@ import resource
 
 Options = list[tuple[str, int | str]]
 
-# One agent needs two descriptors at most (its connection, and one while it reconnects); 65,536 is 32,000 agents.
-NOFILE_WANTED = 65_536
-
-# Calls that Python has not taken yet. Above gRPC's default (about 1,000 soft, 3,000 hard) they end as CANCELLED at random
-# when all agents come back at once; raised, a herd of 5,000 returned without one, in half the time.
+# Calls that Python has not taken yet. Above gRPC's default (about 1,000 soft, 3,000 hard) they end as CANCELLED at
+# random when all agents come back at once; raised, a herd of 5,000 returned without one, in half the time.
 PENDING_REQUESTS = 30_000
 PENDING_REQUESTS_HARD = 60_000
 
-# A 1 s hold on a dead connection is harmless: polls are bounded by the hub's hold. This only frees its memory.
+# Frees what a dead agent's connection holds; its poll is bounded by the hold anyway, so there is no hurry.
 _PING_EVERY_MS = 60_000
 # The option that counts for noticing a frozen peer; keepalive_timeout_ms alone does nothing (60-69 s instead of 13 s).
 _PING_TIMEOUT_MS = 20_000

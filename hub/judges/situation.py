@@ -11,7 +11,7 @@ leave (an older report may be of a former member of that name), or when its whol
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from core.ids import InstanceRef, MemberRef
@@ -122,8 +122,8 @@ class Situation:
     spec: InstanceSpec | None = None
     spec_problem: str = ""
     members: tuple[Current, ...] = ()  # by number
-    nodes: Set[str] = field(default_factory=frozenset)  # every node there is
-    silent: Set[str] = field(default_factory=frozenset)
+    nodes: frozenset[str] = frozenset()  # those of the members' nodes that are enrolled
+    silent: frozenset[str] = frozenset()  # those of the members' nodes that no hub hears of
     leader: LeaderRecord | None = None
     leader_revision: int = 0
     ha: HaRecord | None = None
@@ -168,8 +168,9 @@ def member_ref(desired: MemberDesired) -> MemberRef:
 
 
 def member_number(name: str) -> int:
-    """3 for m3."""
-    return int(name.removeprefix("m"))
+    """3 for m3; 0 for a name that was not made here."""
+    digits = name.removeprefix("m")
+    return int(digits) if digits.isdecimal() else 0
 
 
 def gather(
@@ -178,7 +179,8 @@ def gather(
     """The situation of an instance that has a record. `pairs` are its keys below members/."""
     record = contents.instances[ref]
     leader, ha, status = contents.leaders.get(ref), contents.ha.get(ref), contents.status.get(ref)
-    members = (_current(contents, pair) for pair in pairs)
+    members = [_current(contents, pair) for pair in pairs]
+    at = {current.node for current in members}
     return Situation(
         ref=ref,
         record=record.record,
@@ -186,8 +188,8 @@ def gather(
         spec=spec,
         spec_problem=spec_problem,
         members=tuple(sorted(members, key=lambda current: (member_number(current.name), current.node))),
-        nodes=contents.nodes.keys(),
-        silent=contents.silent,
+        nodes=frozenset(at & contents.nodes.keys()),
+        silent=frozenset(at & contents.silent),
         leader=leader.record if leader is not None else None,
         leader_revision=leader.mod_revision if leader is not None else 0,
         ha=ha.record if ha is not None else None,

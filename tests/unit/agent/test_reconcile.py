@@ -32,7 +32,9 @@ def desired(**fields: Any) -> MemberDesired:
         pytest.param({}, {}, 101.0, Step.NOTHING, id="all is well"),
         pytest.param({}, {}, 100.0 + CONVERGE_EVERY_S, Step.CONVERGE, id="drift is looked for now and then"),
         pytest.param({}, {"settled": False}, 101.0, Step.CONVERGE, id="something changed"),
-        pytest.param({}, {"settled": False, "writable": False}, 101.0, Step.NOTHING, id="a doubtful primary is left alone"),
+        pytest.param(
+            {}, {"settled": False, "writable": False}, 101.0, Step.NOTHING, id="a doubtful primary is left alone"
+        ),
         pytest.param({"restart_id": 1}, {"settled": False}, 101.0, Step.RESTART, id="restart before settings"),
         pytest.param({"restart_id": 1}, {"restart_id": 1}, 101.0, Step.NOTHING, id="a restart is carried out once"),
         pytest.param({"restart_id": 1}, {"writable": False}, 101.0, Step.NOTHING, id="no restart without the lease"),
@@ -43,10 +45,18 @@ def desired(**fields: Any) -> MemberDesired:
             {"desired": "absent"}, {"state": EngineState.STOPPED}, 101.0, Step.NOTHING, id="a leader lets go first"
         ),
         pytest.param(
-            {"desired": "absent"}, {"state": EngineState.CRASHED, "leads": False}, 101.0, Step.DESTROY, id="then it goes"
+            {"desired": "absent"},
+            {"state": EngineState.CRASHED, "leads": False},
+            101.0,
+            Step.DESTROY,
+            id="then it goes",
         ),
         pytest.param(
-            {"desired": "absent"}, {"state": EngineState.ABSENT, "leads": False}, 101.0, Step.DESTROY, id="leftovers go too"
+            {"desired": "absent"},
+            {"state": EngineState.ABSENT, "leads": False},
+            101.0,
+            Step.DESTROY,
+            id="leftovers go too",
         ),
     ],
 )

@@ -1,0 +1,111 @@
+"""This hub's own line in etcd: that it is alive, where it is reached, and which nodes it hears.
+
+`hubs/<name>` hangs on a lease that this task keeps alive; when the process dies the key goes by itself, and the judge of
+silence takes that as "its agents are moving". The set of nodes is looked at once a second and written only when it has
+changed, so a quiet fleet writes nothing and a herd that comes back writes once a second.
+
+A starting hub deletes what a former life left under its name before it writes its own: the key's create_revision then
+tells the lives apart. Two living hubs under one name would go on overwriting each other; the write compares the
+revision of the last one, so the elder of the two notices and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from core.backoff import Backoff
+from core.clock import Clock
+from core.errors import ConflictError, MoorageError
+from core.log import EventLog
+from core.records import HubRecord, to_json
+from hub.config import HubConfig
+from hub.etcd import keys, txns
+from hub.etcd.client import EtcdClient
+from hub.etcd.mirror import Mirror
+from hub.etcd.store import Store
+from hub.liveness import Liveness
+
+TTL_S = 10
+LOOK_EVERY_S = 1.0
+RENEW_EVERY_S = TTL_S / 3
+LEAVE_WITHIN_S = 2.0
+
+log = EventLog("hub.presence")
+
+
+class Presence:
+    """Publishes this hub while `run` runs."""
+
+    def __init__(
+        self, config: HubConfig, clock: Clock, client: EtcdClient, store: Store, mirror: Mirror, liveness: Liveness
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._client = client
+        self._store = store
+        self._mirror = mirror
+        self._liveness = liveness
+        self._key = keys.hub(config.name)
+        self._lease_id = 0
+
+    async def run(self) -> None:
+        """For ever; etcd's absence is waited out. ConflictError when another living hub has this name."""
+        backoff = Backoff(base_s=0.5, cap_s=5.0, uniform=random.uniform)
+        while True:
+            try:
+                await self._appear()
+                backoff.reset()
+                await self._stay()
+            except ConflictError:
+                raise
+            except MoorageError as error:
+                log.warning("hub_record_lost", hub=self._config.name, error=str(error))
+            await asyncio.sleep(backoff.next_delay())
+
+    async def leave(self) -> None:
+        """Take the line away at once; best effort, the lease ends by itself."""
+        lease_id, self._lease_id = self._lease_id, 0
+        if not lease_id:
+            return
+        try:
+            async with asyncio.timeout(LEAVE_WITHIN_S):
+                await self._client.revoke(lease_id)
+        except (MoorageError, TimeoutError) as error:
+            log.debug("hub_record_left_to_expire", error=str(error))
+
+    async def _appear(self) -> None:
+        self._lease_id = await self._client.grant(TTL_S)
+        await self._store.commit(txns.all_of([], [txns.Delete(self._key)]))
+        await self._publish(self._heard(), revision=0)
+        log.info("hub_record_written", hub=self._config.name)
+
+    async def _stay(self) -> None:
+        renew_at = self._clock.now() + RENEW_EVERY_S
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if self._clock.now() >= renew_at:
+                renew_at = self._clock.now() + RENEW_EVERY_S
+                await self._client.keepalive(self._lease_id)
+            known = self._mirror.hubs.get(self._config.name)
+            heard = self._heard()
+            if known is None or set(known.record.nodes) != heard:
+                await self._publish(heard, revision=known.mod_revision if known is not None else 0)
+
+    def _heard(self) -> set[str]:
+        return self._liveness.heard_within(self._config.silent_after_s)
+
+    async def _publish(self, heard: set[str], *, revision: int) -> None:
+        record = HubRecord(
+            hub=self._config.name,
+            agent_address=self._config.agents_address,
+            operator_address=self._config.operators_address,
+            nodes=tuple(sorted(heard)),
+        )
+        txn = txns.put_if(self._key, to_json(record), revision=revision, lease_id=self._lease_id)
+        if not await self._store.commit(txn):
+            raise ConflictError(
+                "another hub writes under this name",
+                object=f"hub/{self._config.name}",
+                hint="Give each hub its own `name` in its configuration.",
+            )

@@ -1,0 +1,149 @@
+"""First contact: a machine with a join token becomes a node.
+
+The order is the safety: everything about the request is checked first, then the token is used up, then the node is
+written, and only then does the certificate leave. A refused request costs no token; a crash in between costs one, and
+the machine needs another.
+
+Enrolling a name that exists is how a rebuilt machine comes back: it takes a fresh token, keeps what operators set
+(labels, price, cordoned), and the event says so. An address belongs to one node at a time.
+
+Strangers can call this. What fails is paid for from one bucket for all: once it is empty, only requests whose token is
+known are looked at, so a flood costs neither etcd nor signatures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core import identity
+from core.errors import ConflictError, OverloadedError, UserError
+from core.ids import check_name
+from core.log import EventLog
+from core.records import EngineOffer, NodeRecord, to_json
+from hub.context import Hub
+from hub.etcd import keys, txns
+from hub.rpc.errors import Context, translated
+from hub.rpc.limits import TokenBucket
+from protos.v1 import agent_pb2, agent_pb2_grpc
+
+FAILURES_AT_ONCE = 20
+FAILURES_PER_S = 1.0
+ATTEMPTS = 5  # to write the node's record against others
+MAX_OFFERS = 64
+MAX_TEXT = 200
+
+log = EventLog("hub.enrol")
+
+
+class EnrolService(agent_pb2_grpc.EnrolServiceServicer):
+    """Admits machines as nodes."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._failures = TokenBucket(burst=FAILURES_AT_ONCE, per_s=FAILURES_PER_S)
+
+    @translated
+    async def Enrol(self, request: agent_pb2.EnrolRequest, context: Context) -> agent_pb2.EnrolResponse:
+        known_token = self._hub.authority.recognises_join_token(request.token)
+        if not known_token and not self._failures.take(self._hub.clock.now()):
+            raise OverloadedError("too many failed enrolments", hint="Wait a minute; check the token.")
+        facts = checked_facts(request)
+        self._check_address_is_free(facts)
+        identity.check_csr(request.csr_pem, node=facts.name)
+        await self._hub.authority.consume_join_token(request.token, facts.name)
+        certificate, serial = self._hub.authority.sign_node(request.csr_pem, node=facts.name, address=facts.address)
+        again = await self._write(replace(facts, certificate_serial=serial))
+        log.info(
+            "node_enrolled", node=facts.name, address=facts.address, serial=serial, again=again, peer=context.peer()
+        )
+        message = f"{'again, ' if again else ''}address {facts.address}, certificate {serial}"
+        await self._hub.events.emit("node_enrolled", f"node/{facts.name}", message, "warning" if again else "info")
+        return agent_pb2.EnrolResponse(
+            certificate_pem=certificate, ca_pem=self._hub.authority.ca_pem, hub_addresses=self._agent_addresses()
+        )
+
+    def _check_address_is_free(self, facts: NodeRecord) -> None:
+        for name, known in self._hub.mirror.nodes.items():
+            if name != facts.name and known.record.address == facts.address:
+                raise ConflictError(
+                    f"address {facts.address} belongs to node {name}",
+                    object=f"node/{facts.name}",
+                    hint=f"Use another address, or remove the old node: moorctl node delete {name}.",
+                )
+
+    async def _write(self, facts: NodeRecord) -> bool:
+        """Write the node's record. Returns whether the node was there already."""
+        for _ in range(ATTEMPTS):
+            known = self._hub.mirror.nodes.get(facts.name)
+            record, revision = facts, 0
+            if known is not None:
+                record, revision = _rebuilt(known.record, facts), known.mod_revision
+            record = replace(record, enrolled_at=self._hub.clock.wall())
+            if await self._hub.store.commit(txns.put_if(keys.node(facts.name), to_json(record), revision=revision)):
+                return known is not None
+        raise ConflictError(
+            "others keep changing the node", object=f"node/{facts.name}", hint="Enrol with a new token."
+        )
+
+    def _agent_addresses(self) -> list[str]:
+        """The agent ports of all hubs that are alive, this one's first."""
+        own = self._hub.config.agents_address
+        others = sorted(known.record.agent_address for known in self._hub.mirror.hubs.values())
+        return list(dict.fromkeys([own, *(address for address in others if address)]))
+
+
+def checked_facts(request: agent_pb2.EnrolRequest) -> NodeRecord:
+    """The newcomer's record from what it says of itself. UserError names the field that cannot be."""
+    facts = request.facts
+    name = identity.check_node_name(request.node_id)
+    address = identity.check_address(facts.address)
+    for what, text in (("zone", facts.zone), ("region", facts.region)):
+        _check_domain(what, text)
+    if not 0 < facts.peer_port < 65536:
+        raise UserError(f"must be 1 to 65535, got {facts.peer_port}", object="facts.peer_port")
+    if not (0 <= facts.cpu < 1 << 16):  # also refuses NaN
+        raise UserError(f"must be a number of cores, got {facts.cpu}", object="facts.cpu")
+    if len(facts.engines) > MAX_OFFERS:
+        raise UserError(f"{len(facts.engines)} engines, more than {MAX_OFFERS}", object="facts.engines")
+    return NodeRecord(
+        name=name,
+        address=address,
+        peer_port=facts.peer_port,
+        zone=facts.zone,
+        region=facts.region,
+        cpu=facts.cpu,
+        memory_bytes=facts.memory_bytes,
+        disk_bytes=facts.disk_bytes,
+        engines=tuple(_offer(offer) for offer in facts.engines),
+        agent_version=_short("facts.agent_version", facts.agent_version),
+    )
+
+
+def _offer(offer: agent_pb2.EngineOffer) -> EngineOffer:
+    return EngineOffer(
+        engine=_short("facts.engines.engine", offer.engine),
+        version=offer.version,
+        full_version=_short("facts.engines.full_version", offer.full_version),
+        tls=offer.tls,
+        bin_dir=_short("facts.engines.bin_dir", offer.bin_dir),
+    )
+
+
+def _check_domain(what: str, text: str) -> None:
+    """Zones and regions may be empty; else they look like names, for they are compared with what operators write."""
+    try:
+        if text:
+            check_name(text, what)
+    except ValueError as error:
+        raise UserError(str(error), object=f"facts.{what}") from error
+
+
+def _short(what: str, text: str) -> str:
+    if len(text) > MAX_TEXT or not (text.isprintable() or not text):
+        raise UserError(f"must be at most {MAX_TEXT} printable characters", object=what)
+    return text
+
+
+def _rebuilt(known: NodeRecord, facts: NodeRecord) -> NodeRecord:
+    """The record of a node that enrols again: new facts, but what operators set of it stays."""
+    return replace(facts, labels=known.labels, price_per_hour=known.price_per_hour, cordoned=known.cordoned)

@@ -1,0 +1,104 @@
+"""From what is known of an instance to the route of its clients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from agent.routing import LeaderTrust, route_of
+from core.records import HaRecord, InstanceView, LeaderRecord, MemberDesired, PeerMember, SwitchoverRequest
+from core.status import MemberState, Role
+
+DESIRED = MemberDesired(project="demo", instance="orders", member="m1", node="n1", rw_port=6000, ro_port=6001)
+
+
+def peer(name: str, role: Role = Role.REPLICA, **fields: Any) -> PeerMember:
+    base = PeerMember(
+        member=name,
+        node=f"n{name[1:]}",
+        address=f"127.0.0.1{name[1:]}",
+        engine_port=5000,
+        peer_port=7402,
+        alive=True,
+        state=MemberState.RUNNING,
+        role=role,
+        streaming_from="" if role is Role.PRIMARY else "m2",
+    )
+    return replace(base, **fields)
+
+
+def view(**fields: Any) -> InstanceView:
+    base = InstanceView(
+        project="demo",
+        instance="orders",
+        leader=LeaderRecord(member="m2", node="n2", term=4),
+        ha=HaRecord(term=4, leader="m2"),
+        ballots=(),
+        members=(peer("m1"), peer("m2", Role.PRIMARY), peer("m3")),
+    )
+    return replace(base, **fields)
+
+
+TRUST = LeaderTrust(term=4, until=50.0)
+
+
+def test_writes_go_to_the_leader_that_is_vouched_for() -> None:
+    route = route_of(DESIRED, view(), writable_here=False, trust=TRUST)
+    assert route.primary is not None
+    assert (route.primary.member, route.term, route.expires_at_s) == ("m2", 4, 50.0)
+    assert [endpoint.member for endpoint in route.replicas] == ["m1", "m3"]
+
+
+def test_no_primary_while_the_vouched_term_is_not_the_leaders() -> None:
+    assert route_of(DESIRED, view(), writable_here=False, trust=LeaderTrust(term=3, until=50.0)).primary is None
+
+
+def test_no_primary_before_the_new_leader_says_it_is_one() -> None:
+    promoting = view(members=(peer("m1"), peer("m2", Role.REPLICA, state=MemberState.STARTING), peer("m3")))
+    assert route_of(DESIRED, promoting, writable_here=False, trust=TRUST).primary is None
+
+
+def test_own_primary_only_while_it_may_write() -> None:
+    mine = view(
+        leader=LeaderRecord(member="m1", node="n1", term=4),
+        ha=HaRecord(term=4, leader="m1"),
+        members=(peer("m1", Role.PRIMARY), peer("m2", streaming_from="m1")),
+    )
+    assert route_of(DESIRED, mine, writable_here=False, trust=TRUST).primary is None
+    here = route_of(DESIRED, mine, writable_here=True, trust=TRUST).primary
+    assert here is not None
+    assert here.member == "m1"
+
+
+def test_a_leader_whose_key_lapsed_keeps_its_route_while_its_members_vouch_for_it() -> None:
+    lapsed = view(leader=None)
+    kept = route_of(DESIRED, lapsed, writable_here=False, trust=TRUST).primary
+    assert kept is not None
+    assert kept.member == "m2"
+
+
+def test_a_leader_that_let_go_loses_its_route_at_once() -> None:
+    released = view(leader=None, ha=HaRecord(term=4, leader="m2", released_term=4))
+    assert route_of(DESIRED, released, writable_here=False, trust=TRUST).primary is None
+
+
+def test_silent_lagging_or_strayed_replicas_serve_no_reads() -> None:
+    members = (
+        peer("m1", alive=False),
+        peer("m2", Role.PRIMARY),
+        peer("m3", state=MemberState.LAGGING),
+        peer("m4", streaming_from="m9"),
+        peer("m5"),
+    )
+    route = route_of(DESIRED, view(members=members), writable_here=False, trust=TRUST)
+    assert [endpoint.member for endpoint in route.replicas] == ["m5"]
+
+
+def test_a_switchover_request_pauses_the_route() -> None:
+    asked = view(ha=HaRecord(term=4, leader="m2", switchover=SwitchoverRequest(id="s1")))
+    assert route_of(DESIRED, asked, writable_here=False, trust=TRUST).paused
+
+
+def test_without_a_view_there_is_a_route_without_servers() -> None:
+    route = route_of(DESIRED, None, writable_here=False, trust=LeaderTrust())
+    assert (route.primary, route.replicas) == (None, ())
