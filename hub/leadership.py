@@ -92,16 +92,185 @@ class Leadership:
     ) -> Acquired:
         """Make `me` the leader after `after_term`, on the node's lease (0, or one that is gone: a new one)."""
         self._refuse_foreign_lease(node, lease_id)
-        lease_id = await self._fresh_lease(lease_id)
+        fresh_lease = 0
         for _ in range(ROUNDS):
             leader, ha = self._present(me.instance)
             if leader is not None and _is(leader.record, me, node, after_term + 1):
-                return await self._again(me.instance, leader)
+                return await self._acquired_before(me.instance, leader)
             if leader is not None or ha.record.term != after_term:
-                break
-            if await self._commit_acquire(me, node, ha=ha, lease_id=lease_id, change=change):
+                return _not_acquired(leader, ha)
+            fresh_lease = fresh_lease or await self._fresh_lease(lease_id)
+            known = self._mirror.nodes[node]
+            txn = txns.acquire(
+                me.instance,
+                ha=ha.record,
+                ha_revision=ha.mod_revision,
+                member=me.member,
+                node=node,
+                lease_id=fresh_lease,
+                change=replace(change, at=self._clock.wall()),
+                node_revision=known.mod_revision,
+            )
+            if await self._store.commit(txn):
                 log.info("leadership_acquired", instance=str(me.instance), member=me.member, term=after_term + 1)
-                return Acquired(acquired=True, term=after_term + 1, lease_id=lease_id)
-        leader, ha = self._present(me.instance)
-        in_the_way = leader.record.member if leader is not None else ""
-        return Acquired(acquired=False, term=ha.record.term, leader=in_the_way)
+                return Acquired(acquired=True, term=after_term + 1, lease_id=fresh_lease)
+        return _not_acquired(*self._present(me.instance))
+
+    async def release(self, me: MemberRef, node: str, *, term: int, handover: str, change: LeadershipChange) -> bool:
+        """Give up the leadership of `term`; False when it is not this member's any more."""
+        for _ in range(ROUNDS):
+            leader, ha = self._present(me.instance)
+            if leader is None or not _is(leader.record, me, node, term):
+                return False
+            note = replace(change, term=term, member=me.member, at=self._clock.wall())
+            txn = txns.release(
+                me.instance,
+                leader=leader.record,
+                leader_revision=leader.mod_revision,
+                ha=replace(ha.record, history=(*ha.record.history, note)[-HISTORY_MAX:]),
+                ha_revision=ha.mod_revision,
+                handover=handover,
+            )
+            if await self._store.commit(txn):
+                log.info("leadership_released", instance=str(me.instance), member=me.member, term=term)
+                return True
+        raise _contended(me.instance)
+
+    async def cast_ballot(self, me: MemberRef, node: str, ballot: Ballot) -> bool:
+        """Publish a candidate's position; False when somebody leads or the term has moved on."""
+        for _ in range(ROUNDS):
+            leader, ha = self._present(me.instance)
+            if leader is not None or ha.record.term + 1 != ballot.term:
+                return False
+            lease_id = await self._ballot_leases.lease_for(node)
+            txn = txns.cast_ballot(me.instance, ballot=ballot, ha_revision=ha.mod_revision, lease_id=lease_id)
+            try:
+                if await self._store.commit(txn):
+                    return True
+            except LeaseGone:
+                self._ballot_leases.forget(node)
+        raise _contended(me.instance)
+
+    async def update(self, me: MemberRef, node: str, *, term: int, change: HaChange) -> bool:
+        """Write leadership facts as the leader of `term`; False when the caller is not."""
+        for _ in range(ROUNDS):
+            leader, ha = self._present(me.instance)
+            if leader is None or not _is(leader.record, me, node, term):
+                return False
+            next_ha = _changed(ha.record, change, me, wall=self._clock.wall())
+            if next_ha == ha.record:
+                return await self._still_leads(me.instance, leader)
+            txn = txns.update_ha(
+                me.instance, leader_created=leader.create_revision, ha_revision=ha.mod_revision, next_ha=next_ha
+            )
+            if await self._store.commit(txn):
+                return True
+        raise _contended(me.instance)
+
+    # --- heartbeats ---
+
+    async def renew(self, node: str, instances: Sequence[InstanceRef], lease_id: int, *, within_s: float) -> Renewal:
+        """Renew the node's lease; `instances` are those with a member on it. Never longer than `within_s`."""
+        leading = []
+        for instance in instances:
+            leader = self._mirror.leaders.get(instance)
+            if leader is not None and leader.record.lease_id == lease_id:
+                if leader.record.node != node:
+                    raise _foreign_lease(node)
+                leading.append(_key_of(instance, leader))
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._leases.renew(lease_id, leading)
+        except (UnavailableError, TimeoutError):
+            return Renewal.UNCONFIRMED
+
+    async def standings(self, instances: Sequence[InstanceRef]) -> list[Standing]:
+        """Who leads each instance, and for how long at least. Asks etcd only about leases other hubs renew."""
+        found = []
+        for instance in instances:
+            leader = self._mirror.leaders.get(instance)
+            if leader is None:
+                found.append(Standing(instance=instance))
+                continue
+            record = leader.record
+            remaining_s = await self._leases.remaining_s(record.lease_id, _key_of(instance, leader))
+            found.append(Standing(instance=instance, term=record.term, member=record.member, remaining_s=remaining_s))
+        return found
+
+    # --- the inside ---
+
+    def _present(self, instance: InstanceRef) -> tuple[Versioned[LeaderRecord] | None, Versioned[HaRecord]]:
+        """The mirror's leader and ha record; NotFoundError when the instance has no ha record."""
+        ha = self._mirror.ha.get(instance)
+        if ha is None:
+            raise NotFoundError("has no leadership record: it is not placed yet, or deleted", object=str(instance))
+        return self._mirror.leaders.get(instance), ha
+
+    async def _acquired_before(self, instance: InstanceRef, leader: Versioned[LeaderRecord]) -> Acquired:
+        """The same request again: its first answer was lost. Yes, if the lease can be renewed and the key is there."""
+        lease_id, term = leader.record.lease_id, leader.record.term
+        confirmed = await self._leases.renew(lease_id, [_key_of(instance, leader)]) is Renewal.CONFIRMED
+        return Acquired(acquired=confirmed, term=term, lease_id=lease_id if confirmed else 0)
+
+    async def _fresh_lease(self, lease_id: int) -> int:
+        """The lease with its full time to live from now, or a new one."""
+        if lease_id:
+            try:
+                await self._client.keepalive(lease_id)
+            except LeaseGone:
+                log.info("lease_replaced", lease_id=lease_id)
+            else:
+                return lease_id
+        return await self._leases.grant()
+
+    async def _still_leads(self, instance: InstanceRef, leader: Versioned[LeaderRecord]) -> bool:
+        """A change that changes nothing is true only while the caller leads."""
+        read = txns.all_of([_key_of(instance, leader)], [])
+        return (await self._client.commit(read)).succeeded
+
+    def _refuse_foreign_lease(self, node: str, lease_id: int) -> None:
+        """No node may hang its leadership on another node's life."""
+        if lease_id and any(
+            leader.record.lease_id == lease_id and leader.record.node != node
+            for leader in self._mirror.leaders.values()
+        ):
+            raise _foreign_lease(node)
+
+
+def _is(leader: LeaderRecord, me: MemberRef, node: str, term: int) -> bool:
+    return leader.member == me.member and leader.node == node and leader.term == term
+
+
+def _key_of(instance: InstanceRef, leader: Versioned[LeaderRecord]) -> txns.CreatedIs:
+    """The leader key in the life the mirror has seen."""
+    return txns.CreatedIs(keys.leader(instance), leader.create_revision)
+
+
+def _not_acquired(leader: Versioned[LeaderRecord] | None, ha: Versioned[HaRecord]) -> Acquired:
+    return Acquired(acquired=False, term=ha.record.term, leader=leader.record.member if leader is not None else "")
+
+
+def _changed(ha: HaRecord, change: HaChange, me: MemberRef, *, wall: float) -> HaRecord:
+    """The ha record with the change made. ConflictError for another system identifier: that is another database."""
+    if change.sync is not None:
+        ha = replace(ha, sync=change.sync)
+    if change.system_id and change.system_id != ha.system_id:
+        if ha.system_id:
+            raise ConflictError(
+                f"the system identifier is {ha.system_id} and is set once; {change.system_id} is another database",
+                object=str(me.instance),
+                hint="Remove the member's data directory so that it is cloned anew.",
+            )
+        ha = replace(ha, system_id=change.system_id)
+    if change.end_switchover and ha.switchover is not None and ha.switchover.id == change.end_switchover:
+        ended = LeadershipChange(term=ha.term, member=me.member, reason=change.note, at=wall)
+        ha = replace(ha, switchover=None, history=(*ha.history, ended)[-HISTORY_MAX:])
+    return ha
+
+
+def _contended(instance: InstanceRef) -> ConflictError:
+    return ConflictError("its leadership record keeps changing", object=str(instance), hint="Try again.")
+
+
+def _foreign_lease(node: str) -> DeniedError:
+    return DeniedError("the lease is another node's", object=f"node/{node}", hint="Acquire with lease_id 0.")

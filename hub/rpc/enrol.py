@@ -13,15 +13,16 @@ known are looked at, so a flood costs neither etcd nor signatures.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from core import identity
 from core.errors import ConflictError, OverloadedError, UserError
-from core.ids import check_name
 from core.log import EventLog
-from core.records import EngineOffer, NodeRecord, to_json
+from core.records import NodeRecord, to_json
 from hub.context import Hub
 from hub.etcd import keys, txns
+from hub.rpc.convert import with_facts
 from hub.rpc.errors import Context, translated
 from hub.rpc.limits import TokenBucket
 from protos.v1 import agent_pb2, agent_pb2_grpc
@@ -29,8 +30,6 @@ from protos.v1 import agent_pb2, agent_pb2_grpc
 FAILURES_AT_ONCE = 20
 FAILURES_PER_S = 1.0
 ATTEMPTS = 5  # to write the node's record against others
-MAX_OFFERS = 64
-MAX_TEXT = 200
 
 log = EventLog("hub.enrol")
 
@@ -94,54 +93,11 @@ class EnrolService(agent_pb2_grpc.EnrolServiceServicer):
 
 def checked_facts(request: agent_pb2.EnrolRequest) -> NodeRecord:
     """The newcomer's record from what it says of itself. UserError names the field that cannot be."""
-    facts = request.facts
-    name = identity.check_node_name(request.node_id)
-    address = identity.check_address(facts.address)
-    for what, text in (("zone", facts.zone), ("region", facts.region)):
-        _check_domain(what, text)
-    if not 0 < facts.peer_port < 65536:
-        raise UserError(f"must be 1 to 65535, got {facts.peer_port}", object="facts.peer_port")
-    if not (0 <= facts.cpu < 1 << 16):  # also refuses NaN
-        raise UserError(f"must be a number of cores, got {facts.cpu}", object="facts.cpu")
-    if len(facts.engines) > MAX_OFFERS:
-        raise UserError(f"{len(facts.engines)} engines, more than {MAX_OFFERS}", object="facts.engines")
-    return NodeRecord(
-        name=name,
-        address=address,
-        peer_port=facts.peer_port,
-        zone=facts.zone,
-        region=facts.region,
-        cpu=facts.cpu,
-        memory_bytes=facts.memory_bytes,
-        disk_bytes=facts.disk_bytes,
-        engines=tuple(_offer(offer) for offer in facts.engines),
-        agent_version=_short("facts.agent_version", facts.agent_version),
-    )
-
-
-def _offer(offer: agent_pb2.EngineOffer) -> EngineOffer:
-    return EngineOffer(
-        engine=_short("facts.engines.engine", offer.engine),
-        version=offer.version,
-        full_version=_short("facts.engines.full_version", offer.full_version),
-        tls=offer.tls,
-        bin_dir=_short("facts.engines.bin_dir", offer.bin_dir),
-    )
-
-
-def _check_domain(what: str, text: str) -> None:
-    """Zones and regions may be empty; else they look like names, for they are compared with what operators write."""
-    try:
-        if text:
-            check_name(text, what)
-    except ValueError as error:
-        raise UserError(str(error), object=f"facts.{what}") from error
-
-
-def _short(what: str, text: str) -> str:
-    if len(text) > MAX_TEXT or not (text.isprintable() or not text):
-        raise UserError(f"must be at most {MAX_TEXT} printable characters", object=what)
-    return text
+    record = with_facts(NodeRecord(name=identity.check_node_name(request.node_id)), request.facts)
+    identity.check_address(record.address)
+    if not math.isfinite(record.cpu) or record.cpu < 0:
+        raise UserError(f"must be a number of cores, got {record.cpu}", object="facts.cpu")
+    return record
 
 
 def _rebuilt(known: NodeRecord, facts: NodeRecord) -> NodeRecord:

@@ -28,7 +28,7 @@ def engine_user() -> str | None:
 
 
 class AgentProcess:
-    """One node. `start`, `stop` (SIGTERM), `kill` (SIGKILL), `pause`/`resume` (SIGSTOP/SIGCONT), `halt` (engines too)."""
+    """One node: `stop` is SIGTERM, `kill` SIGKILL, `pause`/`resume` SIGSTOP/SIGCONT, `halt` stops engines too."""
 
     def __init__(self, root: Path, *, node: str, address: str, zone: str = "", engine_dirs: Sequence[str] = ()) -> None:
         self.node = node

@@ -1,4 +1,4 @@
-"""Make the generated code of all .proto files: `./dev protos`; the test of staleness makes it into a temporary folder."""
+"""Make the generated code of all .proto files: `./dev protos`; the test of staleness does so elsewhere."""
 
 from __future__ import annotations
 
