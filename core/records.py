@@ -225,6 +225,7 @@ class SyncRecord:
     mode: ReplicationMode = "async"
     k: int = 0
     names: tuple[str, ...] = ()
+    seq: int = 0  # grows with each record of one term: a request that comes late never replaces a later one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

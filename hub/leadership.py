@@ -1,15 +1,16 @@
 """Leadership on the agents' behalf: what they ask becomes one etcd transaction, whose compares are the rules.
 
 The hub judges nothing by itself. It fills the transactions of `hub.etcd.txns` with the revisions of its mirror, and the
-mirror may lag. So a transaction that fails proves only that the mirror was old: when it has caught up, the same request
-is looked at again, and either the rule still allows it (nobody leads, the term is the one the agent decided on) or the
-answer is no, with who leads instead. Three rounds at most; somebody else's progress made each of them fail.
+mirror may lag. So a transaction that fails proves only that the mirror was old, and so may a refusal: it is given only
+when etcd says that the mirror is right. Then the request is looked at again, and either the rule still allows it (nobody
+leads, the term is the one the agent decided on) or the answer is no, with who leads instead. A few rounds at most;
+somebody else's progress made each of them fail.
 
 A request whose answer was lost may be repeated. `acquire` by the member that already leads in exactly the term it asks
 for renews the lease and says yes again; `release` of what is released already says no, and nothing is lost by that.
 
-A lease that an acquired leadership hangs on was granted or kept alive after the request arrived, so it has its full time
-to live counted from when the agent sent it.
+A lease that an acquired leadership hangs on was granted or kept alive after the request arrived, so it has its full
+time to live counted from when the agent sent it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hub.etcd.mirror import Mirror, Versioned
 from hub.etcd.store import Store
 from hub.leases import BallotLeases, LeaseBook, Renewal
 
-ROUNDS = 3
+ROUNDS = 4
 
 log = EventLog("hub.leadership")
 
@@ -98,7 +99,9 @@ class Leadership:
             if leader is not None and _is(leader.record, me, node, after_term + 1):
                 return await self._acquired_before(me.instance, leader)
             if leader is not None or ha.record.term != after_term:
-                return _not_acquired(leader, ha)
+                if await self._is_current(me.instance, leader, ha):
+                    return _not_acquired(leader, ha)
+                continue
             fresh_lease = fresh_lease or await self._fresh_lease(lease_id)
             known = self._mirror.nodes[node]
             txn = txns.acquire(
@@ -121,7 +124,9 @@ class Leadership:
         for _ in range(ROUNDS):
             leader, ha = self._present(me.instance)
             if leader is None or not _is(leader.record, me, node, term):
-                return False
+                if await self._is_current(me.instance, leader, ha):
+                    return False
+                continue
             note = replace(change, term=term, member=me.member, at=self._clock.wall())
             txn = txns.release(
                 me.instance,
@@ -141,7 +146,9 @@ class Leadership:
         for _ in range(ROUNDS):
             leader, ha = self._present(me.instance)
             if leader is not None or ha.record.term + 1 != ballot.term:
-                return False
+                if await self._is_current(me.instance, leader, ha):
+                    return False
+                continue
             lease_id = await self._ballot_leases.lease_for(node)
             txn = txns.cast_ballot(me.instance, ballot=ballot, ha_revision=ha.mod_revision, lease_id=lease_id)
             try:
@@ -156,10 +163,14 @@ class Leadership:
         for _ in range(ROUNDS):
             leader, ha = self._present(me.instance)
             if leader is None or not _is(leader.record, me, node, term):
-                return False
+                if await self._is_current(me.instance, leader, ha):
+                    return False
+                continue
             next_ha = _changed(ha.record, change, me, wall=self._clock.wall())
             if next_ha == ha.record:
-                return await self._still_leads(me.instance, leader)
+                if await self._is_current(me.instance, leader, ha):
+                    return True
+                continue
             txn = txns.update_ha(
                 me.instance, leader_created=leader.create_revision, ha_revision=ha.mod_revision, next_ha=next_ha
             )
@@ -223,10 +234,13 @@ class Leadership:
                 return lease_id
         return await self._leases.grant()
 
-    async def _still_leads(self, instance: InstanceRef, leader: Versioned[LeaderRecord]) -> bool:
-        """A change that changes nothing is true only while the caller leads."""
-        read = txns.all_of([_key_of(instance, leader)], [])
-        return (await self._client.commit(read)).succeeded
+    async def _is_current(
+        self, instance: InstanceRef, leader: Versioned[LeaderRecord] | None, ha: Versioned[HaRecord]
+    ) -> bool:
+        """Whether etcd has just these records now (a linearizable read); if not, the mirror has caught up on return."""
+        revision = leader.mod_revision if leader is not None else 0
+        same = [txns.ModIs(keys.leader(instance), revision), txns.ModIs(keys.ha(instance), ha.mod_revision)]
+        return await self._store.commit(txns.all_of(same, []))
 
     def _refuse_foreign_lease(self, node: str, lease_id: int) -> None:
         """No node may hang its leadership on another node's life."""

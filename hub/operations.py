@@ -1,7 +1,7 @@
 """What operators ask for beside applying documents: delete, switchover, restart, cordon, tokens, credentials.
 
-Each writes by compare-and-swap on what it judged, is judged anew when it loses, and tells who asked in an event. Nothing
-here waits for an outcome: controllers and agents carry the wish out, and status shows how far they are.
+Each writes by compare-and-swap on what it judged, is judged anew when it loses, and tells who asked in an event.
+Nothing here waits for an outcome: controllers and agents carry the wish out, and status shows how far they are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """This hub's own line in etcd: that it is alive, where it is reached, and which nodes it hears.
 
-`hubs/<name>` hangs on a lease that this task keeps alive; when the process dies the key goes by itself, and the judge of
-silence takes that as "its agents are moving". The set of nodes is looked at once a second and written only when it has
-changed, so a quiet fleet writes nothing and a herd that comes back writes once a second.
+`hubs/<name>` hangs on a lease that this task keeps alive; when the process dies the key goes by itself, and the judge
+of silence takes that as "its agents are moving". The set of nodes is looked at once a second and written only when it
+has changed, so a quiet fleet writes nothing and a herd that comes back writes once a second.
 
 A starting hub deletes what a former life left under its name before it writes its own: the key's create_revision then
 tells the lives apart. Two living hubs under one name would go on overwriting each other; the write compares the
@@ -38,7 +38,14 @@ class Presence:
     """Publishes this hub while `run` runs."""
 
     def __init__(
-        self, config: HubConfig, clock: Clock, client: EtcdClient, store: Store, mirror: Mirror, liveness: Liveness
+        self,
+        config: HubConfig,
+        *,
+        clock: Clock,
+        client: EtcdClient,
+        store: Store,
+        mirror: Mirror,
+        liveness: Liveness,
     ) -> None:
         self._config = config
         self._clock = clock

@@ -81,6 +81,11 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class Detach:
+    """Let the running replica stream from nobody, so that its position is final: no old primary gets a flush from it."""
+
+
+@dataclass(frozen=True, slots=True)
 class CastBallot:
     """Publish the own position for the election of `term`."""
 
@@ -152,8 +157,8 @@ class ProbeTimeline:
 
 Long = Initialise | Clone | Rejoin | StartPrimary | StartReplica | Stop | Promote | Handover | Fence
 Short = (
-    Follow | CastBallot | Acquire | Release | RecordSync | ApplySync | RecordSystemId | EndSwitchover | AskPeers
-    | ProbeTimeline
+    Follow | Detach | CastBallot | Acquire | Release | RecordSync | ApplySync | RecordSystemId | EndSwitchover
+    | AskPeers | ProbeTimeline
 )  # fmt: skip
 Action = Long | Short
 

@@ -15,7 +15,7 @@ from agent.ha.actions import Handover
 from core.errors import MoorageError, TimedOutError, words
 from core.log import EventLog
 from core.positions import WalPosition
-from core.records import PeerMember, SyncRecord
+from core.records import PeerMember
 
 if TYPE_CHECKING:
     from agent.ha.keeper import Keeper
@@ -66,6 +66,5 @@ async def _roll_back(keeper: Keeper, performer: Performer, action: Handover, why
     log.warning("handover_rolled_back", member=str(keeper.ref), target=action.target, error=why)
     lease = keeper.lease.lease()
     if lease.term == action.term and keeper.node.clock.now() < lease.fence_at:
-        await keeper.driver.apply_sync(SyncRecord(mode=keeper.desired.replication.mode, k=0, names=()))
         await keeper.driver.start_primary()
     await performer.end_switchover(action.term, action.request_id, f"switchover to {action.target} rolled back: {why}")

@@ -23,7 +23,7 @@ from agent.ha.election import may_grant
 from agent.ha.leaseclock import LeaseClock
 from agent.ha.operations import Operations
 from agent.ha.performer import Performer
-from agent.ha.view import Engine, EngineState, OperationKind, View
+from agent.ha.view import Engine, EngineState, Fork, OperationKind, View
 from agent.local import Memory
 from agent.peer import position_message
 from agent.reconcile import Observed, Step, reconcile
@@ -57,6 +57,8 @@ class Facts:
     ballot_position: WalPosition = field(default_factory=WalPosition)
     standing_until: float = 0.0  # an Acquire may still take effect before
     probed_at: float = 0.0
+    forks: tuple[Fork, ...] = ()  # of the timeline of `forks_of`
+    forks_of: str = ""
     released_at: float = 0.0
     not_streaming_since: float = 0.0
 
@@ -187,6 +189,7 @@ class Keeper:
                 await self._let_go()
         finally:
             stop_listening()
+            await asyncio.shield(self.driver.aclose())
             self.node.routes_changed()
 
     async def _turn(self, group: asyncio.TaskGroup) -> None:
@@ -249,8 +252,10 @@ class Keeper:
             log.warning("observe_failed", member=str(self.ref), error=words(error))
             seen = replace(self.engine, state=EngineState.UNRESPONSIVE)
         operations = self.operations
+        leader = self.instance.leader if self.instance else None
         self.engine = replace(
             seen,
+            leader_forks=self.facts.forks if leader and leader.member == self.facts.forks_of else (),
             failure=operations.failure or seen.failure,
             retry_at=max(operations.retry_at, seen.retry_at),
             failed_starts=max(operations.failures, seen.failed_starts),

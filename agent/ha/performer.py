@@ -93,8 +93,7 @@ class Performer:
                 case AskPeers():
                     await self._ask_peers(action.term)
                 case ProbeTimeline():
-                    self._keeper.facts.probed_at = self._node.clock.now()
-                    await self._keeper.driver.timeline_forks(self.peer(action.leader))
+                    await self._probe(action.leader)
                 case _:
                     assert_never(action)
         except (MoorageError, OSError, TimeoutError) as error:
@@ -126,7 +125,7 @@ class Performer:
             case Rejoin():
                 keeper.operations.start(OperationKind.REJOIN, self._rejoin(self.peer(action.leader)), subject)
             case StartPrimary():
-                keeper.operations.start(OperationKind.START, self._start_primary(), subject)
+                keeper.operations.start(OperationKind.START, keeper.driver.start_primary(), subject)
             case StartReplica():
                 upstream = self.peer(action.upstream) if action.upstream else None
                 keeper.operations.start(OperationKind.START, keeper.driver.start_replica(upstream), subject)
@@ -142,21 +141,15 @@ class Performer:
 
     async def _initialise(self) -> None:
         await self._keeper.driver.initialise()
-        await self._start_primary()
-
-    async def _start_primary(self) -> None:
-        await self._keeper.driver.apply_sync(self._nobody_yet())
         await self._keeper.driver.start_primary()
 
     async def _promote(self, term: int) -> None:
-        # Before the engine can take a write it must know to wait for standbys, or that it need not.
-        await self._keeper.driver.apply_sync(self._nobody_yet())
+        # Before the engine can take a write it must know to wait for standbys, or that it need not: the sync set of a
+        # new leader is only itself, and strict modes let commits wait until the record names standbys.
+        mode = self._keeper.desired.replication.mode
+        await self._keeper.driver.apply_sync(SyncRecord(mode=mode, k=0, names=()))
         await self._keeper.driver.promote()
         self._node.reporter.event("promoted", str(self._keeper.ref), f"primary in term {term}")
-
-    def _nobody_yet(self) -> SyncRecord:
-        """The sync set of a new leader: only itself. Strict modes let commits wait until the record names standbys."""
-        return SyncRecord(mode=self._keeper.desired.replication.mode, k=0, names=())
 
     async def _clone(self, source: PeerMember) -> None:
         await self._keeper.driver.clone(source)
@@ -165,7 +158,6 @@ class Performer:
     async def _rejoin(self, leader: PeerMember) -> None:
         what = await self._keeper.driver.rejoin(leader)
         self._node.reporter.event("rejoined", str(self._keeper.ref), what)
-        await self._keeper.driver.start_replica(leader)
 
     async def fence(self) -> None:
         """No write from now on. Preempts every other operation."""
@@ -281,6 +273,12 @@ class Performer:
 
     async def _follow(self, leader: str) -> None:
         await self._keeper.driver.follow(self.peer(leader))
+
+    async def _probe(self, leader: str) -> None:
+        facts = self._keeper.facts
+        facts.probed_at = self._node.clock.now()
+        facts.forks = await self._keeper.driver.timeline_forks(self.peer(leader))
+        facts.forks_of = leader
 
     async def _ask_peers(self, term: int) -> None:
         keeper = self._keeper

@@ -57,7 +57,7 @@ def member_state(keeper: Keeper) -> Told:
 
 def _running(keeper: Keeper) -> Told:
     engine = keeper.engine
-    problem = keeper.driver.facts().problem or keeper.operations.failure
+    problem = "; ".join(keeper.driver.facts().problems) or keeper.operations.failure
     if engine.role is Role.PRIMARY:
         if keeper.writable():
             return MemberState.RUNNING, "SettingsProblem" if problem else "", problem

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from core.specs.common import Name, Size, Spec
+from core.specs.common import Labels, Name, Size, Spec, check_unique
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _RESERVED_USERS = frozenset({"postgres", "moorage", "moorage_replication"})
 _RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
 _PARAMETER = re.compile(r"[a-z_][a-z0-9_.]{0,62}")
-# Set by Moorage itself; a value of the user's would break replication, fencing or the way in.
+_EXTENSION = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
+_SETTING_CHARS_MAX = 1000
+_FLOORS = {"memory": 128 << 20, "disk": 256 << 20}  # below them initdb or the first checkpoint fails
+# Set by Moorage itself, or not to be had: a value of the user's would break replication, fencing, durability or the way
+# in, or run commands on the node.
 MANAGED_PARAMETERS = frozenset(
     {
         "listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions", "data_directory", "hba_file",
         "ident_file", "config_file", "external_pid_file", "primary_conninfo", "primary_slot_name", "hot_standby",
-        "synchronous_standby_names", "wal_level", "ssl", "ssl_cert_file", "ssl_key_file", "ssl_ca_file", "wal_log_hints",
-        "recovery_target_timeline", "restart_after_crash", "cluster_name",
+        "synchronous_standby_names", "wal_level", "ssl", "ssl_cert_file", "ssl_key_file", "ssl_ca_file",
+        "wal_log_hints",
+        "recovery_target_timeline", "restart_after_crash", "cluster_name", "fsync", "full_page_writes", "include",
+        "include_if_exists", "include_dir", "archive_command", "archive_library", "archive_cleanup_command",
+        "restore_command", "recovery_end_command", "ssl_passphrase_command", "password_encryption",
     }
 )  # fmt: skip
 
@@ -45,13 +53,13 @@ class Resources(Spec):
     memory: Size = Field(default=1 << 30, description="Memory, bytes or 512Mi, 4Gi; at least 128Mi")
     disk: Size = Field(default=10 << 30, description="Disk, bytes or 10Gi; at least 256Mi")
 
-    @model_validator(mode="after")
-    def _floors(self) -> Self:
-        if self.memory < 128 << 20:
-            raise PydanticCustomError("floor", "memory must be at least 128Mi")
-        if self.disk < 256 << 20:
-            raise PydanticCustomError("floor", "disk must be at least 256Mi")
-        return self
+    @field_validator("memory", "disk")
+    @classmethod
+    def _floor(cls, value: int, info: ValidationInfo) -> int:
+        floor = _FLOORS[str(info.field_name)]
+        if value < floor:
+            raise PydanticCustomError("floor", "must be at least {floor}Mi", {"floor": floor >> 20})
+        return value
 
 
 class ReplicationSpec(Spec):
@@ -82,6 +90,15 @@ class DatabaseSpec(Spec):
     def _name(cls, value: str) -> str:
         return _check_identifier(value, "database name", _RESERVED_DATABASES)
 
+    @field_validator("extensions")
+    @classmethod
+    def _extensions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _EXTENSION.fullmatch(name):
+                raise PydanticCustomError("extension", "{name} is not an extension name", {"name": repr(name)})
+        check_unique(value, "extensions")
+        return value
+
 
 class UserSpec(Spec):
     """A user with login; its password is made by the hub."""
@@ -94,6 +111,15 @@ class UserSpec(Spec):
     @classmethod
     def _name(cls, value: str) -> str:
         return _check_identifier(value, "user name", _RESERVED_USERS)
+
+    @field_validator("roles")
+    @classmethod
+    def _roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for role in value:
+            if not _IDENTIFIER.fullmatch(role) or role in _RESERVED_USERS:
+                raise PydanticCustomError("role", "{role} is not a role one can be a member of", {"role": repr(role)})
+        check_unique(value, "roles")
+        return value
 
 
 class PlacementSpec(Spec):
@@ -125,6 +151,22 @@ class ProxySpec(Spec):
         return value
 
 
+def _setting(value: object) -> object:
+    """A parameter's value. Checked before the union below, which would tell of each of its types in turn."""
+    if not isinstance(value, str | bool | int | float):
+        raise PydanticCustomError("setting", "must be text, a number, true or false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("setting", "must be a finite number")
+    if isinstance(value, str) and (len(value) > _SETTING_CHARS_MAX or not (value.isprintable() or not value)):
+        raise PydanticCustomError(
+            "setting", "must be one line of at most {most} printable characters", {"most": _SETTING_CHARS_MAX}
+        )
+    return value
+
+
+Setting = Annotated[str | bool | int | float, BeforeValidator(_setting)]
+
+
 class InstanceSpec(Spec):
     """A database instance."""
 
@@ -132,7 +174,7 @@ class InstanceSpec(Spec):
     version: Literal[1] = 1
     project: Name = Field(description="Project it belongs to")
     name: Name = Field(description="Instance name, unique in the project")
-    labels: dict[str, str] = Field(default_factory=dict, description="Free labels")
+    labels: Labels = Field(default_factory=dict, description="Free labels")
     engine: Literal["postgresql"] = Field(default="postgresql", description="Database engine")
     engine_version: int | None = Field(
         default=None, ge=13, le=30, description="Major version; null = the newest offered"
@@ -141,7 +183,7 @@ class InstanceSpec(Spec):
     resources: Resources = Field(default_factory=Resources, description="What each member gets")
     replication: ReplicationSpec = Field(default_factory=ReplicationSpec, description="How commits are acknowledged")
     placement: PlacementSpec = Field(default_factory=PlacementSpec, description="Where members may live")
-    parameters: dict[str, str | bool | int | float] = Field(default_factory=dict, description="Engine parameters")
+    parameters: dict[str, Setting] = Field(default_factory=dict, description="Engine parameters")
     users: tuple[UserSpec, ...] = Field(default=(UserSpec(name="app"),), description="Users")
     databases: tuple[DatabaseSpec, ...] = Field(
         default=(DatabaseSpec(name="app", owner="app"),), description="Databases"
@@ -151,23 +193,19 @@ class InstanceSpec(Spec):
 
     @field_validator("parameters")
     @classmethod
-    def _parameters(cls, value: dict[str, str | bool | int | float]) -> dict[str, str | bool | int | float]:
-        for name, setting in value.items():
+    def _parameters(cls, value: dict[str, Setting]) -> dict[str, Setting]:
+        for name in value:
             if not _PARAMETER.fullmatch(name):
                 raise PydanticCustomError("parameter", "{name} is not a parameter name", {"name": repr(name)})
             if name in MANAGED_PARAMETERS:
                 raise PydanticCustomError("parameter", "{name} is managed by Moorage; leave it out", {"name": name})
-            if isinstance(setting, str) and ("\n" in setting or "\0" in setting):
-                raise PydanticCustomError("parameter", "{name} must be a single line", {"name": name})
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         users = [user.name for user in self.users]
-        databases = [database.name for database in self.databases]
-        for what, names in (("users", users), ("databases", databases)):
-            if len(set(names)) != len(names):
-                raise PydanticCustomError("duplicate", "{what}: a name occurs twice", {"what": what})
+        check_unique(users, "users")
+        check_unique([database.name for database in self.databases], "databases")
         for database in self.databases:
             if database.owner not in users:
                 raise PydanticCustomError(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.specs.common import Name, Spec
+from core.specs.common import Labels, Name, Spec
 
 
 class NodeSpec(Spec):
@@ -15,6 +15,6 @@ class NodeSpec(Spec):
     kind: Literal["Node"] = "Node"
     version: Literal[1] = 1
     name: Name = Field(description="Node name, as in its certificate")
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels that instances can ask for")
+    labels: Labels = Field(default_factory=dict, description="Labels that instances can ask for")
     price_per_hour: float = Field(default=0.0, ge=0, description="Price of the whole node, for scoring")
     cordoned: bool = Field(default=False, description="True: no new members are placed here")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.specs.common import Name, Size, Spec
+from core.specs.common import Labels, Name, Size, Spec
 
 
 class Quota(Spec):
@@ -24,6 +24,6 @@ class ProjectSpec(Spec):
     kind: Literal["Project"] = "Project"
     version: Literal[1] = 1
     name: Name = Field(description="Project name")
-    labels: dict[str, str] = Field(default_factory=dict, description="Free labels")
+    labels: Labels = Field(default_factory=dict, description="Free labels")
     quota: Quota = Field(default_factory=Quota, description="Upper bounds")
     allowed_regions: tuple[str, ...] = Field(default=(), description="Regions members may live in; empty = any")

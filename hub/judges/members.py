@@ -6,21 +6,24 @@ of leadership still mentions is not free, for it stands for data which the newco
 A changed spec reaches all members at once, as `generation`. What must not happen at once goes in turns:
 
 - A restart: one replica after the other, each when the one before runs again, the leader last.
-- Leaving: the leader never leaves. A replica that may hold the last acknowledged commit (it is in the recorded sync set)
-  is first only barred from election, which makes the leader replace it in the set; it goes when it is out.
-- Nobody joins or is given up while an initialised instance has no leader: there is nobody to copy from, and the member
-  given up might be the one with the data.
+- Leaving: the leader never leaves. A replica that may hold the last acknowledged commit (it is in the recorded sync
+  set) is first only barred from election, which makes the leader replace it in the set; it goes when it is out.
+- Nobody joins or is given up while an initialised instance has no leader: there is nobody to copy from, and the
+  member given up might be the one with the data.
 - A member whose whole node has been removed is given up (and so replaced) as soon as somebody else leads.
 
-While nothing has been initialised there is no data to lose: then the right to initialise (`bootstrap`) moves away from a
-node that has fallen silent. The former holder cannot use it any more, since taking the leadership compares the ha record.
+While nothing has been initialised there is no data to lose: then the right to initialise (`bootstrap`) moves away
+from a node that has fallen silent. The former holder cannot use it any more, since taking the leadership compares the
+ha record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
+from core.ids import InstanceRef
 from core.records import (
     DatabaseDesired,
     HaRecord,
@@ -126,24 +129,16 @@ def desired_member(
     )
 
 
-def choose_ports(port_range: tuple[int, int], taken: Mapping[int, str]) -> Ports | None:
-    """The lowest free ports of the range (both ends included); None when fewer than three are free."""
+def choose_ports(port_range: tuple[int, int], taken: Mapping[int, str], ref: InstanceRef) -> Ports | None:
+    """The ports that are the instance's already, else the lowest free ones of the range (both ends included); None when
+    fewer than three are free."""
+    own = sorted(number for number, owner in taken.items() if owner == ref.key)
     free = (number for number in range(port_range[0], port_range[1] + 1) if number not in taken)
-    found = [number for number, _ in zip(free, range(PORTS_PER_INSTANCE), strict=False)]
+    found = own if len(own) == PORTS_PER_INSTANCE else list(islice(free, PORTS_PER_INSTANCE))
     return Ports(engine=found[0], rw=found[1], ro=found[2]) if len(found) == PORTS_PER_INSTANCE else None
 
 
 # --- joining --------------------------------------------------------------------------------------------------------
-
-
-def missing(s: Situation) -> int:
-    """How many members have no node yet."""
-    return max(0, s.wanted - len(s.staying))
-
-
-def may_join(s: Situation) -> bool:
-    """A newcomer copies from the leader; before anything was initialised there is nothing to copy."""
-    return s.leader is not None or not s.initialised
 
 
 def first_members(s: Situation, placement: Placement, ports: Ports) -> tuple[MemberDesired, ...]:
@@ -197,7 +192,7 @@ def adjust(s: Situation) -> Adjustment:
     staying = tuple(current for current in s.staying if current not in dropped)
     retiring = _retiring(s, staying)
     changed: list[MemberDesired] = []
-    notes = [Note("member_removed", current.name, _why_dropped(current)) for current in dropped]
+    notes = [removed_note(current) for current in dropped]
     if s.spec is not None:
         turn = _next_to_restart(s, [current for current in staying if current not in retiring])
         for current in staying:
@@ -214,6 +209,12 @@ def adjust(s: Situation) -> Adjustment:
 def leave_all(s: Situation) -> tuple[MemberDesired, ...]:
     """Every member that has not been told to leave, told so: for the deletion of the instance."""
     return tuple(replace(current.desired, desired="absent") for current in s.staying)
+
+
+def removed_note(current: Current) -> Note:
+    """Why the keys of a member go."""
+    why = "is deleted" if current.deleted else "is given up: its node was removed"
+    return Note("member_removed", current.name, f"{current.place} {why}")
 
 
 def _adjusted(
@@ -250,14 +251,10 @@ def _to_be_dropped(s: Situation, current: Current) -> bool:
     return led_by_another or (s.leader is None and not s.initialised)
 
 
-def _why_dropped(current: Current) -> str:
-    return f"{current.place} is deleted" if current.deleted else f"{current.place} is given up: its node was removed"
-
-
 def _retiring(s: Situation, staying: Sequence[Current]) -> tuple[Current, ...]:
     """The members too many: replicas, highest number first. Nobody while it is not known who must stay."""
     surplus = len(staying) - s.wanted
-    if surplus <= 0 or not may_join(s):
+    if surplus <= 0 or not s.may_join:
         return ()
     kept = s.leader_name or (s.ha.bootstrap if s.ha is not None else "")
     replicas = [current for current in staying if current.name != kept]

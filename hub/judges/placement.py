@@ -4,10 +4,11 @@
 `explain` can print every reason against every node. The score only orders what has passed: spread over zones first
 (fewest members of this instance), then free memory, then price, then the name, so equal facts give equal answers.
 
-Complete means: if any choice of nodes satisfies all rules, one is found. No search is needed for that. The members of an
-instance are alike, so whether a node fits does not depend on which member it is, nor on where the others went, except
-that no two may share a node (or zone). Hence a choice exists exactly if enough distinct fitting nodes (or zones with a
-fitting node) exist, and taking the best one left, each time from another node (or zone), never runs into a dead end.
+Complete means: if any choice of nodes satisfies all rules, one is found. No search is needed for that. The members of
+an instance are alike, so whether a node fits does not depend on which member it is, nor on where the others went,
+except that no two may share a node (or zone). Hence a choice exists exactly if enough distinct fitting nodes (or
+zones with a fitting node) exist, and taking the best one left, each time from another node (or zone), never runs into
+a dead end.
 
 An engine version that the spec leaves open is the newest major that enough fitting nodes offer.
 """
@@ -349,7 +350,8 @@ def _summary(request: Request, fleet: _Fleet, version: int) -> str:
     engine = f"{request.engine} {version}" if version else request.engine
     if request.spread == "zone":
         zones = len({fleet.nodes[node].zone for node in fitting})
-        return f"{request.count} member(s) with {engine} need as many zones, and {zones} of the free zones have a fitting node"
+        have = f"{zones} of the free zones have a fitting node"
+        return f"{request.count} member(s) with {engine} need as many zones, and {have}"
     return f"{request.count} member(s) with {engine} need as many nodes, and {len(fitting)} of {len(fleet.nodes)} fit"
 
 

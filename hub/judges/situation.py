@@ -1,11 +1,12 @@
-"""Everything one judgement on an instance rests on, as of one moment of the mirror: frozen, gathered once, never changed.
+"""Everything one judgement on an instance rests on, as of one moment of the mirror: frozen, gathered once, never
+changed.
 
-`gather` picks it out of the mirror; `members`, `conditions`, `lifecycle` and `steps` judge it. Each record comes with the
-mod_revision at which it was read (0 = absent), so that a step may compare that the world is still the one judged.
+`gather` picks it out of the mirror; `members`, `conditions`, `lifecycle` and `steps` judge it. Each record comes with
+the mod_revision at which it was read (0 = absent), so that a step may compare that the world is still the one judged.
 
-A member is one key below members/. It *leaves* once its desired state is `absent`; that is never taken back, so an agent
-that has begun to delete can go on without asking. It is *gone* when its agent has reported DELETED after it was told to
-leave (an older report may be of a former member of that name), or when its whole node has been removed.
+A member is one key below members/. It *leaves* once its desired state is `absent`; that is never taken back, so an
+agent that has begun to delete can go on without asking. It is *gone* when its agent has reported DELETED after it was
+told to leave (an older report may be of a former member of that name), or when its whole node has been removed.
 """
 
 from __future__ import annotations
@@ -153,6 +154,16 @@ class Situation:
     def wanted(self) -> int:
         """Number of members by the spec; as many as there are when the spec cannot be read."""
         return 1 + self.spec.replicas if self.spec is not None else len(self.staying)
+
+    @property
+    def missing(self) -> int:
+        """How many members have no node yet."""
+        return max(0, self.wanted - len(self.staying))
+
+    @property
+    def may_join(self) -> bool:
+        """A newcomer copies from the leader; before anything was initialised there is nothing to copy."""
+        return self.leader is not None or not self.initialised
 
     def is_gone(self, current: Current) -> bool:
         """Nothing of the member is left, or nothing that could ever be reached."""

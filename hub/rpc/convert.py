@@ -86,7 +86,7 @@ def with_facts(record: NodeRecord, facts: agent_pb2.NodeFacts) -> NodeRecord:
         peer_port=_port(facts.peer_port),
         zone=_label(facts.zone, "facts.zone"),
         region=_label(facts.region, "facts.region"),
-        cpu=facts.cpu,
+        cpu=_cores(facts.cpu),
         memory_bytes=facts.memory_bytes,
         disk_bytes=facts.disk_bytes,
         engines=_offers(facts.engines),
@@ -104,6 +104,12 @@ def _address(text: str) -> str:
 def _port(number: int) -> int:
     if not 0 < number < 65536:
         raise UserError(f"{number} is not a TCP port", object="facts.peer_port")
+    return number
+
+
+def _cores(number: float) -> float:
+    if not 0 <= number < 1e6:  # NaN is neither
+        raise UserError(f"{number} is not a number of cores", object="facts.cpu")
     return number
 
 
@@ -135,7 +141,7 @@ def node_sample(request: agent_pb2.HeartbeatRequest, mine: tuple[MemberRef, ...]
         at=now,
         boot_id=request.boot_id[:64],
         seq=request.seq,
-        cpu_used=request.cpu_used,
+        cpu_used=request.cpu_used if 0.0 <= request.cpu_used <= 1.0 else 1.0,  # NaN is neither
         memory_used_bytes=request.memory_used_bytes,
         disk_used_bytes=request.disk_used_bytes,
         applied_revision=request.applied_revision,

@@ -42,7 +42,9 @@ class EnrolService(agent_pb2_grpc.EnrolServiceServicer):
         self._failures = TokenBucket(burst=FAILURES_AT_ONCE, per_s=FAILURES_PER_S)
 
     @translated
-    async def Enrol(self, request: agent_pb2.EnrolRequest, context: Context) -> agent_pb2.EnrolResponse:
+    async def Enrol(  # noqa: N802 - the contract's name
+        self, request: agent_pb2.EnrolRequest, context: Context
+    ) -> agent_pb2.EnrolResponse:
         known_token = self._hub.authority.recognises_join_token(request.token)
         if not known_token and not self._failures.take(self._hub.clock.now()):
             raise OverloadedError("too many failed enrolments", hint="Wait a minute; check the token.")

@@ -9,7 +9,7 @@ from core.ids import InstanceRef
 from core.specs import InstanceSpec, parse_json
 from hub.etcd.mirror import Mirror
 from hub.judges import placement
-from hub.judges.placement import Explanation, Placement
+from hub.judges.placement import Explanation, Placement, Unplaceable
 
 
 def explain(mirror: Mirror, *, name: str, document: str) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -58,16 +58,19 @@ def _stored(mirror: Mirror, name: str) -> InstanceSpec:
 
 
 def _plain(explained: Explanation, existing: dict[str, str]) -> dict[str, Any]:
-    outcome = explained.outcome
-    placed = isinstance(outcome, Placement)
     return {
-        "placeable": placed,
-        "summary": "" if isinstance(outcome, Placement) else outcome.summary,
-        "chosen": list(outcome.nodes) if isinstance(outcome, Placement) else [],
-        "engine_version": outcome.engine_version if isinstance(outcome, Placement) else None,
+        **_outcome(explained.outcome),
         "existing": existing,
         "refusals": {
             node: [{"reason": refused.reason.value, "message": refused.message} for refused in refusals]
             for node, refusals in explained.refusals.items()
         },
     }
+
+
+def _outcome(outcome: Placement | Unplaceable) -> dict[str, Any]:
+    match outcome:
+        case Placement(nodes=chosen, engine_version=version):
+            return {"placeable": True, "summary": "", "chosen": list(chosen), "engine_version": version}
+        case Unplaceable(summary=summary):
+            return {"placeable": False, "summary": summary, "chosen": [], "engine_version": None}

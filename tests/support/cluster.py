@@ -89,6 +89,15 @@ class Cluster:
         assert leader, f"{name} has no primary: {status}"
         return next(member["node"] for member in status["members"] if member["member"] == leader)
 
+    async def etcd_keys(self, prefix: str) -> list[str]:
+        """All keys with this prefix, by etcdctl."""
+        command = ["etcdctl", "--endpoints", self.etcd.endpoint, "get", "--prefix", "--keys-only", prefix]
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        run = subprocess.run
+        result = await asyncio.to_thread(run, command, capture_output=True, text=True, timeout=20, env=environment)
+        assert result.returncode == 0, result.stderr
+        return [line for line in result.stdout.splitlines() if line]
+
     # --- clients --------------------------------------------------------------------------------------------------
 
     async def dsn(self, name: str = INSTANCE, *, read_only: bool = False) -> str:

@@ -1,0 +1,97 @@
+"""How long this member may rely on its leadership, counted on this host's monotonic clock from what was *sent*.
+
+A lease of etcd lasts `ttl` from some moment after the agent sent the request that renewed it, so the agent's own deadline
+`sent + ttl - margin(ttl)` is over before etcd's is. Only the rates of clocks matter, never what they show. A promise of
+the peers (failsafe) is counted just so: from when they were asked. The later of both deadlines is `fence_at`.
+
+Two things never come back:
+- a lease that is *gone* is not renewed by a heartbeat, even if the node has meanwhile another lease for other instances;
+- a term that was *released* is spent, whatever became of the request: it may still be on its way to etcd, and would then
+  take the leadership from under a primary that has started again. `spent` is kept on disk for the same reason.
+"""
+
+from __future__ import annotations
+
+from agent.ha.view import Lease
+
+# Every fraction is of the TTL (6 s by default, at least 3 s), so that all relations hold for every TTL.
+RENEW = 1 / 3  # heartbeats of a node that leads; two of them may be lost before the fence
+ASK_AFTER = 1 / 2  # without a renewal for so long the peers are asked
+ASK_EVERY = 1 / 6  # and again, so that one lost answer does not fence
+MARGIN = 1 / 4  # covers DRIFT between two clocks and FENCING
+DRIFT = 0.10  # largest difference of rates between two hosts; chrony slews by at most 8.3 %
+FENCING = 1 / 6  # from the deadline to the last write of the engine: stop at once takes 0.1-0.3 s, a kill 0.5 s
+
+assert 2 * RENEW < 1 - MARGIN, "one lost renewal must leave time for another"
+assert ASK_AFTER + ASK_EVERY < 1 - MARGIN, "the peers must be asked twice before the fence"
+assert (1 - MARGIN) * (1 + DRIFT) + FENCING <= 1, "the fence must be done before etcd may give the leadership away"
+
+
+def margin_s(ttl_s: float) -> float:
+    """Seconds before the end of a lease or promise by which the engine is being fenced."""
+    return ttl_s * MARGIN
+
+
+class LeaseClock:
+    """The leadership of one member. Times are monotonic; `term` 0 = none."""
+
+    def __init__(self) -> None:
+        self._term = 0
+        self._renewed_at = 0.0
+        self._held_until = 0.0  # by the lease; 0 = no lease carries the leadership (any more)
+        self._granted_until = 0.0  # by the promises of all peers
+        self._ttl_s = 0.0
+        self.spent = 0  # no term up to this one is ever used again
+
+    @staticmethod
+    def restored(*, term: int, renewed_at: float, fence_at: float, ttl_s: float, spent: int = 0) -> LeaseClock:
+        """As it was when the former agent of this host's boot ended. Whether by lease or by promise: it ends as told."""
+        clock = LeaseClock()
+        clock._term, clock._renewed_at, clock._held_until = term, renewed_at, fence_at
+        clock._ttl_s, clock.spent = ttl_s, spent
+        return clock
+
+    def lease(self) -> Lease:
+        return Lease(
+            term=self._term, renewed_at=self._renewed_at, fence_at=max(self._held_until, self._granted_until)
+        )
+
+    def acquired(self, term: int, sent_at: float, ttl_s: float) -> None:
+        """The leadership of `term` is held on a lease that had its whole TTL when a request sent at `sent_at` came in."""
+        if term <= self.spent or term < self._term:
+            return
+        if term > self._term:
+            self._granted_until = 0.0  # was promised to the former term
+            self._held_until = self._renewed_at = 0.0
+        self._term = term
+        self._extend(sent_at, ttl_s)
+
+    def renewed(self, sent_at: float, ttl_s: float) -> None:
+        """The hub confirmed the lease in answer to a heartbeat sent at `sent_at`; answers may come out of order."""
+        if self._term and self._held_until:
+            self._extend(sent_at, ttl_s)
+
+    def gone(self) -> None:
+        """The lease does not exist any more. What the peers have promised still holds."""
+        self._held_until = 0.0
+        if not self._granted_until:
+            self._spend()
+
+    def granted(self, asked_at: float, promise_s: float) -> None:
+        """Every other member, asked at `asked_at`, has promised not to stand for `promise_s`."""
+        if self._term:
+            self._granted_until = max(self._granted_until, asked_at + promise_s - margin_s(promise_s))
+
+    def released(self) -> None:
+        """Call *before* a Release is sent: from now on this term is no longer led, whether or not the hub learns of it."""
+        self._spend()
+
+    def _spend(self) -> None:
+        self.spent = max(self.spent, self._term)
+        self._term = 0
+        self._renewed_at = self._held_until = self._granted_until = 0.0
+
+    def _extend(self, sent_at: float, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._renewed_at = max(self._renewed_at, sent_at)
+        self._held_until = max(self._held_until, sent_at + ttl_s - margin_s(ttl_s))

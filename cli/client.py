@@ -1,0 +1,384 @@
+"""The way to the hubs: one call in, a plain value or a MoorageError out.
+
+The hubs of a context are equal, so they are tried in the order given and the first that answers is kept. A call that
+failed is repeated on the next hub only when that is safe: when it certainly was not carried out (no connection), or
+when carrying it out twice is the same as once. All of it happens within a deadline. A hub that refuses is not a failed
+call: its refusal is the answer.
+
+Protobuf messages do not leave this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from cli.settings import Target
+from core.backoff import Backoff
+from core.clock import Clock
+from core.errors import BY_CODE, ERRORS, MoorageError, TimedOutError, UnavailableError
+from protos.v1 import operator_pb2 as pb
+from protos.v1.operator_pb2_grpc import OperatorServiceStub
+
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+KindName = Literal["Project", "Instance", "Node"]
+Unary = grpc.aio.UnaryUnaryMultiCallable[Req, Res]
+
+HUB_SERVER_NAME = "moorage-hub"  # every hub's certificate has it, whatever its address
+CALL_S = 20.0  # for one call over all hubs and repetitions
+ATTEMPT_S = 8.0  # for one hub to answer: an apply waits for an etcd commit, and no longer
+PATIENCE_S = 4.0  # how long a hub that is being restarted is waited for, when there is no connection to any
+ERROR_KEY = "moorage-error-bin"  # JSON of code, what, object, hint
+
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.ssl_target_name_override", HUB_SERVER_NAME),
+    # How long one attempt to connect may take: an address that swallows packets must not eat the whole deadline.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),  # repeated here, knowing what is safe
+    # A followed stream of events is quiet for hours: notice a hub that went away meanwhile.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+_KINDS: dict[KindName, pb.Kind.ValueType] = {
+    "Project": pb.KIND_PROJECT,
+    "Instance": pb.KIND_INSTANCE,
+    "Node": pb.KIND_NODE,
+}
+_KIND_NAMES: dict[int, KindName] = {value: name for name, value in _KINDS.items()}
+_OUTCOMES = {
+    pb.Applied.OUTCOME_CREATED: "created",
+    pb.Applied.OUTCOME_CHANGED: "changed",
+    pb.Applied.OUTCOME_UNCHANGED: "unchanged",
+}
+_BY_STATUS: dict[str, type[MoorageError]] = {error.grpc_status: error for error in reversed(ERRORS)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thing:
+    """A project, instance or node: its document and its state (docs/reference/status.md)."""
+
+    kind: KindName
+    name: str
+    spec: dict[str, Any]
+    status: dict[str, Any]
+
+    def page(self) -> dict[str, Any]:
+        return {"kind": self.kind, "name": self.name, "spec": self.spec, "status": self.status}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What became of one document."""
+
+    kind: KindName
+    name: str
+    outcome: str  # created, changed, unchanged
+    changes: tuple[str, ...] = ()
+    generation: int = 0
+
+    def page(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "outcome": self.outcome,
+            "changes": list(self.changes),
+            "generation": self.generation,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """How to connect to an instance. No repr of the password."""
+
+    user: str
+    password: str = field(repr=False)
+    database: str
+    hosts: tuple[str, ...]
+    rw_port: int
+    ro_port: int
+    ca_pem: bytes = field(repr=False)
+    client_tls: str  # off, prefer, require
+
+
+class Client:
+    """Calls to the OperatorService of whichever hub answers. Use it as an async context manager."""
+
+    def __init__(self, target: Target, clock: Clock) -> None:
+        self._target = target
+        self._clock = clock
+        self._hubs = list(target.hubs)
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: OperatorServiceStub | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._disconnect()
+
+    # --- objects ---
+
+    async def apply(
+        self, documents: Sequence[dict[str, Any]], *, dry_run: bool = False, create_only: bool = False
+    ) -> tuple[Applied, ...]:
+        """What became of each document, all or none of which were written."""
+        texts = [json.dumps(document) for document in documents]
+        request = pb.ApplyRequest(documents=texts, dry_run=dry_run, create_only=create_only)
+        # Created twice would be told as a conflict with oneself.
+        response = await self._call(lambda stub: stub.Apply, request, repeatable=dry_run or not create_only)
+        return tuple(
+            Applied(
+                kind=_KIND_NAMES[result.kind],
+                name=result.name,
+                outcome=_OUTCOMES.get(result.outcome, "unknown"),
+                changes=tuple(result.changes),
+                generation=result.generation,
+            )
+            for result in response.results
+        )
+
+    async def get(self, kind: KindName, name: str) -> Thing:
+        """NotFoundError when there is none."""
+        response = await self._call(lambda stub: stub.Get, pb.GetRequest(kind=_KINDS[kind], name=name))
+        return _thing(response.object)
+
+    async def list(self, kind: KindName, *, project: str = "") -> tuple[Thing, ...]:
+        response = await self._call(lambda stub: stub.List, pb.ListRequest(kind=_KINDS[kind], project=project))
+        return tuple(_thing(one) for one in response.objects)
+
+    async def delete(self, kind: KindName, name: str) -> None:
+        """Begin the deletion; it goes on in the background."""
+        await self._call(lambda stub: stub.Delete, pb.DeleteRequest(kind=_KINDS[kind], name=name))
+
+    # --- instances ---
+
+    async def switchover(self, name: str, target: str = "") -> str:
+        """Id of the request."""
+        request = pb.SwitchoverRequest(name=name, target=target)
+        return (await self._call(lambda stub: stub.Switchover, request, repeatable=False)).id
+
+    async def restart(self, name: str) -> int:
+        """Number of the restart."""
+        request = pb.RestartInstanceRequest(name=name)
+        return (await self._call(lambda stub: stub.RestartInstance, request, repeatable=False)).restart_id
+
+    async def explain(self, *, name: str = "", document: dict[str, Any] | None = None) -> tuple[list[str], Any]:
+        """Lines for people, and the same for programs."""
+        request = pb.ExplainRequest(name=name, document=json.dumps(document) if document is not None else "")
+        response = await self._call(lambda stub: stub.Explain, request)
+        return list(response.lines), _parsed(response.explanation_json)
+
+    async def credentials(self, name: str, user: str = "") -> Credentials:
+        request = pb.GetCredentialsRequest(name=name, user=user)
+        answer = await self._call(lambda stub: stub.GetCredentials, request)
+        return Credentials(
+            user=answer.user,
+            password=answer.password,
+            database=answer.database,
+            hosts=tuple(answer.hosts),
+            rw_port=answer.rw_port,
+            ro_port=answer.ro_port,
+            ca_pem=answer.ca_pem,
+            client_tls=answer.client_tls,
+        )
+
+    # --- nodes and the whole ---
+
+    async def cordon(self, node: str, *, cordoned: bool) -> None:
+        await self._call(lambda stub: stub.CordonNode, pb.CordonNodeRequest(node=node, cordoned=cordoned))
+
+    async def join_token(self, *, node: str = "", ttl_s: int = 0) -> str:
+        request = pb.CreateJoinTokenRequest(node=node, ttl_s=ttl_s)
+        return (await self._call(lambda stub: stub.CreateJoinToken, request, repeatable=False)).token
+
+    async def status(self) -> dict[str, Any]:
+        """Everything at a glance."""
+        response = await self._call(lambda stub: stub.GetStatus, pb.GetStatusRequest())
+        found = _parsed(response.status_json)
+        return found if isinstance(found, dict) else {}
+
+    async def events(self, *, prefix: str = "", limit: int = 0, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """Past events, then with `follow` new ones as they happen, for as long as a hub answers."""
+        request = pb.WatchEventsRequest(object_prefix=prefix, limit=limit, follow=follow)
+        for number in range(1, len(self._hubs) + 1):
+            told = False  # once something came, another hub would tell it again
+            try:
+                deadline = None if follow else CALL_S
+                call = self._connected().WatchEvents(request, timeout=deadline, metadata=self._metadata())
+                async for response in call:
+                    told = True
+                    event = _parsed(response.event_json)
+                    if isinstance(event, dict):
+                        yield event
+            except grpc.aio.AioRpcError as error:
+                if told or not _is_lost(error) or number == len(self._hubs):
+                    raise self._translate(error) from error
+                await self._rotate()
+            else:
+                return
+
+    # --- the inside ---
+
+    async def _call(
+        self, method: Callable[[OperatorServiceStub], Unary[Req, Res]], request: Req, *, repeatable: bool = True
+    ) -> Res:
+        """The answer of the first hub that gives one."""
+        started = self._clock.now()
+        backoff = Backoff(base_s=0.1, cap_s=1.0, uniform=random.uniform)
+        failures = 0
+        while True:
+            left = started + CALL_S - self._clock.now()
+            try:
+                call = method(self._connected())
+                return await call(request, timeout=max(0.1, min(ATTEMPT_S, left)), metadata=self._metadata())
+            except grpc.aio.AioRpcError as error:
+                if not _is_lost(error):
+                    raise self._translate(error) from error
+                if not (repeatable or _never_sent(error)):
+                    raise self._maybe_done(error) from error
+                failures += 1
+                if self._hopeless(error, failures, self._clock.now() - started):
+                    raise self._translate(error) from error
+            await self._rotate()
+            if failures % len(self._hubs) == 0:
+                await asyncio.sleep(backoff.next_delay())
+
+    def _hopeless(self, error: grpc.aio.AioRpcError, failures: int, waited_s: float) -> bool:
+        """Whether to stop trying. Every hub is tried at least once."""
+        if failures < len(self._hubs):
+            return False
+        if _tls_problem(error) or waited_s > CALL_S:
+            return True
+        return _never_sent(error) and waited_s > PATIENCE_S
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self._target.token}"),)
+
+    def _connected(self) -> OperatorServiceStub:
+        if self._stub is None:
+            credentials = grpc.ssl_channel_credentials(root_certificates=self._target.ca_pem)
+            self._channel = grpc.aio.secure_channel(self._hubs[0], credentials, options=_OPTIONS)
+            self._stub = OperatorServiceStub(self._channel)
+        return self._stub
+
+    async def _rotate(self) -> None:
+        """The next hub from now on, by a new connection."""
+        await self._disconnect()
+        self._hubs.append(self._hubs.pop(0))
+
+    async def _disconnect(self) -> None:
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            async with asyncio.timeout(2):
+                await channel.close()
+
+    def _translate(self, error: grpc.aio.AioRpcError) -> MoorageError:
+        if not _is_lost(error):
+            return translate(error)
+        hubs = ", ".join(sorted(self._target.hubs))
+        where = f"hub {hubs}" if len(self._target.hubs) == 1 else f"hubs {hubs}"
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            what = f"no answer within {ATTEMPT_S:g} s"
+            return TimedOutError(what, object=where, hint="Is etcd well? See the hub's log, then try again.")
+        problem = _tls_problem(error)
+        if problem:
+            return UnavailableError(problem, object=where, hint="Take ca.crt from the hub's data_dir anew (--ca-file).")
+        hint = "Is moorage-hub running there, and is this its operator port? Choose another with --hub or --context."
+        return UnavailableError(_words(error), object=where, hint=hint)
+
+    def _maybe_done(self, error: grpc.aio.AioRpcError) -> MoorageError:
+        return UnavailableError(
+            f"the connection broke before the answer came: {_words(error)}",
+            object=f"hub {self._hubs[0]}",
+            hint="It may have been carried out or not: look before you try again.",
+        )
+
+
+def translate(error: grpc.aio.AioRpcError) -> MoorageError:
+    """The hub's refusal as the error it was there."""
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_KEY:
+            parts = _parsed(value)
+            if isinstance(parts, dict):
+                kind = BY_CODE.get(str(parts.get("code")), MoorageError)
+                texts = {name: str(parts.get(name, "")) for name in ("what", "object", "hint")}
+                return kind(texts["what"], object=texts["object"], hint=texts["hint"])
+        if key == "moorage-code" and value in BY_CODE:
+            return BY_CODE[str(value)](error.details() or str(value))
+    kind = _BY_STATUS.get(error.code().name, MoorageError)
+    hint = "Hub and moorctl may be of different versions." if error.code() is grpc.StatusCode.UNIMPLEMENTED else ""
+    return kind(error.details() or error.code().name.lower(), object="hub", hint=hint)
+
+
+def _is_lost(error: grpc.aio.AioRpcError) -> bool:
+    """No answer came, as opposed to a refusal: the hub marks its own errors."""
+    if any(key in {ERROR_KEY, "moorage-code"} for key, _ in error.trailing_metadata() or ()):
+        return error.code() is grpc.StatusCode.UNAVAILABLE
+    return error.code() in {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,  # never by ourselves: what an overloaded gRPC server does
+    }
+
+
+def _never_sent(error: grpc.aio.AioRpcError) -> bool:
+    details = error.details() or ""
+    return "failed to connect" in details.lower() or "dns resolution" in details.lower()
+
+
+def _tls_problem(error: grpc.aio.AioRpcError) -> str:
+    """What is wrong with the secure connection, in words; empty when nothing is."""
+    details = error.details() or ""
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return "its certificate is not from the CA of this context"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "it does not speak TLS"
+    return ""
+
+
+def _words(error: grpc.aio.AioRpcError) -> str:
+    """The reason without gRPC's wrapping."""
+    details = error.details() or error.code().name.lower()
+    for mark, words in (
+        ("Connection refused", "connection refused"),
+        ("No route to host", "no route to host"),
+        ("Network is unreachable", "network is unreachable"),
+        ("DNS resolution failed", "the name cannot be resolved"),
+        ("Timeout occurred", "no connection within 3 s"),
+        ("Connection reset", "connection reset"),
+        ("Socket closed", "the connection was closed"),
+    ):
+        if mark in details:
+            return words
+    return details
+
+
+def _thing(message: pb.Object) -> Thing:
+    spec, status = _parsed(message.spec_json), _parsed(message.status_json)
+    return Thing(
+        kind=_KIND_NAMES[message.kind],
+        name=message.name,
+        spec=spec if isinstance(spec, dict) else {},
+        status=status if isinstance(status, dict) else {},
+    )
+
+
+def _parsed(text: str | bytes) -> Any:
+    """JSON of the hub; UnavailableError when it is none (another program answers there)."""
+    try:
+        return json.loads(text or "null")
+    except ValueError as error:
+        raise UnavailableError("the answer is not JSON", object="hub", hint="Is this a Moorage hub?") from error

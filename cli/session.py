@@ -1,0 +1,152 @@
+"""What all verbs of `moorctl` share: which context, which format, and the way to the hub.
+
+`Verb` and `Noun` are click's Command and Group that take the shared options at any place: `moorctl -o json node list`
+and `moorctl node list -o json` are the same. A flag wins over the environment, the environment over the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from cli import output
+from cli.client import Client
+from cli.settings import ContextFile, Target, config_path, read_secret_file
+from core.clock import Clock, SystemClock
+from core.config import split_host_port
+from core.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of `moorctl`. Empty fields were not given."""
+
+    config: str = ""
+    context: str = ""
+    hubs: tuple[str, ...] = ()
+    token_file: str = ""
+    ca_file: str = ""
+    output: output.Format = "table"
+    debug: bool = False
+    clock: Clock = SystemClock()
+
+    @property
+    def config_file(self) -> Path:
+        return Path(self.config) if self.config else config_path()
+
+    def target(self) -> Target:
+        """The hub to ask and how: the context, overridden by flags. UserError when something is missing."""
+        file = ContextFile.load(self.config_file)
+        complete = self.hubs and self.token_file and self.ca_file
+        target = Target(name="flags") if complete and not self.context else file.target(self.context)
+        if self.hubs:
+            target = replace(target, hubs=self.hubs)
+        if self.token_file:
+            target = replace(target, token=read_secret_file(Path(self.token_file), "--token-file"))
+        if self.ca_file:
+            target = replace(target, ca_pem=read_secret_file(Path(self.ca_file), "--ca-file").encode())
+        return target.checked()
+
+    def run(self, work: Callable[[Client], Awaitable[T]]) -> T:
+        """Do the work with an open connection, closed afterwards whatever happens."""
+        target = self.target()
+
+        async def with_client() -> T:
+            async with Client(target, self.clock) as client:
+                return await work(client)
+
+        return asyncio.run(with_client())
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Keep a shared option in the session; one that was not given must not undo an outer one."""
+    if param.name is None or ctx.get_parameter_source(param.name) is ParameterSource.DEFAULT:
+        return
+    if param.name == "hubs":
+        value = tuple(part.strip() for text in value for part in text.split(",") if part.strip())
+        for address in value:
+            try:
+                split_host_port(address)
+            except ValueError as error:
+                raise UserError(str(error), object="--hub") from error
+    setattr(ctx.ensure_object(Session), param.name, value)
+
+
+def _shared_options(*, outermost: bool) -> list[click.Option]:
+    """The environment is read once, at the outermost command, so that it never beats a flag given there."""
+
+    def env(name: str) -> str | None:
+        return name if outermost else None
+
+    def option(*names: str, **settings: Any) -> click.Option:
+        return click.Option(list(names), expose_value=False, callback=_store, is_eager=True, **settings)
+
+    hidden = not outermost
+    return [
+        option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", help="Output format."),
+        option("--context", envvar=env("MOORAGE_CONTEXT"), hidden=hidden, help="Context to use.", metavar="NAME"),
+        option("--config", envvar=env("MOORAGE_CONFIG"), hidden=hidden, help="File of contexts.", metavar="FILE"),
+        option("--hub", "hubs", multiple=True, hidden=hidden, metavar="HOST:PORT", help="Operator address of a hub."),
+        option("--token-file", hidden=hidden, metavar="FILE", help="File with the operator token."),
+        option("--ca-file", hidden=hidden, metavar="FILE", help="File with the CA certificate of the hubs."),
+        option("--debug", is_flag=True, hidden=hidden, help="Show a traceback when something fails."),
+    ]
+
+
+class Verb(click.Command):
+    """A command that also takes the shared options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        taken = {name for param in self.params for name in param.opts}
+        self.params += [
+            option for option in _shared_options(outermost=False) if not taken.intersection(option.opts)
+        ]
+
+
+class Noun(click.Group):
+    """A group of verbs; a misspelt one is answered with the nearest."""
+
+    command_class = Verb
+    group_class = type
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if near:
+                error.message = f"{error.message.rstrip('.')}; did you mean {near[0]!r}?"
+            raise
+
+
+class Root(Noun):
+    """The outermost group."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _shared_options(outermost=True)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on only when `--yes` was given or a person agrees; UserError where nobody can be asked."""
+    if yes:
+        return
+    if not click.get_text_stream("stdin").isatty():
+        raise UserError("not done: it needs to be confirmed", hint="Give --yes where nobody can answer a question.")
+    if not click.confirm(question, err=True):
+        raise click.Abort
