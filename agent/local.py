@@ -78,7 +78,8 @@ class Memory:
     """keeper.json: what one member's keeper must not forget when the agent dies."""
 
     boot: str = ""
-    term: int = 0  # led or leads
+    term: int = 0  # led or leads, in this boot
+    spent: int = 0  # no term up to this one is ever led again
     renewed_at: float = 0.0  # monotonic, of this boot
     fence_at: float = 0.0  # monotonic, of this boot
     restart_id: int = 0  # carried out
@@ -106,9 +107,9 @@ class LocalFiles:
         write_atomically(self._root / "lease.json", to_json(HeldLease(boot=self._boot, lease_id=lease_id)))
 
     def memory(self, member_dir: Path) -> Memory:
-        """Deadlines of another boot are dropped, all else is kept."""
+        """Leadership and deadlines of another boot are dropped, all else is kept."""
         memory = read_record(member_dir / "keeper.json", Memory) or Memory()
-        return memory if memory.boot == self._boot else replace(memory, boot=self._boot, renewed_at=0.0, fence_at=0.0)
+        return memory if memory.boot == self._boot else replace(memory, boot=self._boot, term=0, renewed_at=0.0, fence_at=0.0)
 
     def keep_memory(self, member_dir: Path, memory: Memory) -> None:
         """Not durable on purpose: written at every renewal, and a power cut ends the engine as well."""

@@ -76,6 +76,7 @@ def parse_sources(data: bytes, name: str) -> Iterator[Source]:
     try:
         while loader.check_node():
             node = loader.get_node()
+            assert node is not None  # check_node has said so
             number += 1
             _refuse_doubles(node, name)
             raw = loader.construct_document(node)

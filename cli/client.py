@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar
 
@@ -155,7 +155,7 @@ class Client:
         response = await self._call(lambda stub: stub.Get, pb.GetRequest(kind=_KINDS[kind], name=name))
         return _thing(response.object)
 
-    async def list(self, kind: KindName, *, project: str = "") -> tuple[Thing, ...]:
+    async def all(self, kind: KindName, *, project: str = "") -> tuple[Thing, ...]:
         response = await self._call(lambda stub: stub.List, pb.ListRequest(kind=_KINDS[kind], project=project))
         return tuple(_thing(one) for one in response.objects)
 
@@ -210,7 +210,7 @@ class Client:
         found = _parsed(response.status_json)
         return found if isinstance(found, dict) else {}
 
-    async def events(self, *, prefix: str = "", limit: int = 0, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, *, prefix: str = "", limit: int = 0, follow: bool = False) -> AsyncGenerator[dict[str, Any]]:
         """Past events, then with `follow` new ones as they happen, for as long as a hub answers."""
         request = pb.WatchEventsRequest(object_prefix=prefix, limit=limit, follow=follow)
         for number in range(1, len(self._hubs) + 1):

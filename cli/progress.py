@@ -1,9 +1,9 @@
 """Waiting for instances, and showing what is waited for.
 
-A goal names an object and judges its state: reached, hopeless, or not yet. `wait_for` asks the hub again and again until
-every goal is reached, one is hopeless, or the time is over; a hub that does not answer meanwhile is waited for as well,
-because the work goes on without it being asked. What is shown comes from one pure function, `summary`, so a terminal
-(redrawn in place) and a log (one line whenever something changed) tell the same.
+A goal names an object and judges its state: reached, hopeless, or not yet. `wait_for` asks the hub again and again
+until every goal is reached, one is hopeless, or the time is over. A hub that does not answer meanwhile is waited for as
+well, because the work goes on without it being asked. What is shown comes from one pure function, `summary`, so a
+terminal (redrawn in place) and a log (one line whenever something changed) tell the same.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +18,11 @@ import click
 from click.core import ParameterSource
 
 from cli import output
-from cli.client import Client
+from cli.client import Client, KindName
 from cli.settings import ContextFile, Target, config_path, read_secret_file
 from core.clock import Clock, SystemClock
 from core.config import split_host_port
-from core.errors import UserError
+from core.errors import MoorageError, UserError
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ class Session:
     ca_file: str = ""
     output: output.Format = "table"
     debug: bool = False
-    clock: Clock = SystemClock()
+    clock: Clock = field(default_factory=SystemClock)
 
     @property
     def config_file(self) -> Path:
@@ -72,7 +73,7 @@ pass_session = click.make_pass_decorator(Session, ensure=True)
 
 def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     """Keep a shared option in the session; one that was not given must not undo an outer one."""
-    if param.name is None or ctx.get_parameter_source(param.name) is ParameterSource.DEFAULT:
+    if ctx.get_parameter_source(str(param.name)) is ParameterSource.DEFAULT:
         return
     if param.name == "hubs":
         value = tuple(part.strip() for text in value for part in text.split(",") if part.strip())
@@ -111,9 +112,7 @@ class Verb(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         taken = {name for param in self.params for name in param.opts}
-        self.params += [
-            option for option in _shared_options(outermost=False) if not taken.intersection(option.opts)
-        ]
+        self.params += [option for option in _shared_options(outermost=False) if not taken.intersection(option.opts)]
 
 
 class Noun(click.Group):
@@ -129,9 +128,9 @@ class Noun(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if near:
-                error.message = f"{error.message.rstrip('.')}; did you mean {near[0]!r}?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"No such command {args[0]!r}; did you mean {near[0]!r}?", ctx) from error
 
 
 class Root(Noun):
@@ -146,7 +145,28 @@ def confirm(question: str, *, yes: bool) -> None:
     """Go on only when `--yes` was given or a person agrees; UserError where nobody can be asked."""
     if yes:
         return
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise UserError("not done: it needs to be confirmed", hint="Give --yes where nobody can answer a question.")
     if not click.confirm(question, err=True):
         raise click.Abort
+
+
+COMPLETE_S = 1.5  # a person has pressed Tab: no answer is better than a late one
+
+
+def complete_names(kind: KindName) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completion of the names of a kind, by asking the hub; nothing when it does not answer soon."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        session = ctx.ensure_object(Session)
+
+        async def ask(client: Client) -> list[str]:
+            async with asyncio.timeout(COMPLETE_S):
+                return [one.name for one in await client.all(kind)]
+
+        try:
+            return [name for name in session.run(ask) if name.startswith(incomplete)]
+        except (MoorageError, TimeoutError, OSError):
+            return []
+
+    return complete

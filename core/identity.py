@@ -265,9 +265,13 @@ class CertificateFacts:
     not_after: float
     hosts: tuple[str, ...] = ()  # DNS names and IP addresses it is good for
 
+    @property
+    def renew_at(self) -> float:
+        """When two thirds of its life are over."""
+        return self.not_before + (self.not_after - self.not_before) * RENEW_AFTER
+
     def renewal_due(self, now: float) -> bool:
-        """Whether two thirds of its life are over."""
-        return now >= self.not_before + (self.not_after - self.not_before) * RENEW_AFTER
+        return now >= self.renew_at
 
     def expired(self, now: float) -> bool:
         return now >= self.not_after

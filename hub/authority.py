@@ -67,6 +67,7 @@ class Authority:
         self._hosts = hosts
         self._clock = clock
         self._server: Identity | None = None
+        self._renew_server_at = 0.0  # wall seconds
 
     @staticmethod
     async def load_or_create(
@@ -94,10 +95,11 @@ class Authority:
 
     def server_identity(self) -> tuple[bytes, bytes]:
         """Certificate and key of this hub's two ports, PEM. Made at the first call, and again at two thirds of its
-        life: ask for each new listener or handshake rather than keeping it for a year."""
+        life, so ask for each handshake rather than keeping it."""
         now = self._clock.wall()
-        if self._server is None or identity.certificate_facts(self._server.cert_pem).renewal_due(now):
+        if self._server is None or now >= self._renew_server_at:
             self._server = identity.issue_hub_identity(self._ca, hosts=self._hosts, now=now)
+            self._renew_server_at = identity.certificate_facts(self._server.cert_pem).renew_at
         return self._server.cert_pem, self._server.key_pem
 
     def sign_node(self, csr_pem: bytes, *, node: str, address: str) -> tuple[bytes, str]:

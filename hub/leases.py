@@ -59,6 +59,11 @@ class LeaseBook:
         self._lines: dict[int, _Line] = {}
         self._asking: dict[int, asyncio.Lock] = {}
 
+    @property
+    def known(self) -> int:
+        """How many leases there is something to say about."""
+        return len(self._lines)
+
     async def grant(self) -> int:
         """A new node lease with its full time to live from now."""
         return await self._client.grant(self._ttl_s)

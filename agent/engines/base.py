@@ -8,40 +8,18 @@ first byte. The engine process outlives this object: a new one over the same pat
 
 from __future__ import annotations
 
-import os
-import pwd
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 from agent.ha import view
+from agent.supervise.base import OsUser
 from core.clock import Clock
-from core.errors import UserError
 from core.ids import MemberRef
 from core.records import EngineOffer, MemberDesired, MemberSecrets, PeerMember, SyncRecord
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OsUser:
-    """The unprivileged user that runs engines while the agent is root."""
-
-    name: str
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-
-    @staticmethod
-    def named(name: str) -> OsUser:
-        """UserError when this host has no such user."""
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError as error:
-            raise UserError(
-                f"user {name!r} does not exist on this host", object="engine_user", hint="Create it or name another."
-            ) from error
-        groups = tuple(os.getgrouplist(name, entry.pw_gid))
-        return OsUser(name=name, uid=entry.pw_uid, gid=entry.pw_gid, groups=groups)
+__all__ = ["Engine", "EngineFacts", "EngineSetup", "MemberPaths", "OsUser", "TlsFiles"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +86,6 @@ class EngineSetup:
     paths: MemberPaths
     offer: EngineOffer
     address: str  # IP address to listen on
-    node: str  # own node name
     tls_files: TlsFiles | None
     run_as: OsUser | None  # None = as the agent's own user, which is not root
     clock: Clock
@@ -126,6 +103,11 @@ class EngineFacts:
     data_bytes: int = 0  # all databases; refreshed once a minute
     lag_bytes: int = 0  # replica: what the primary has written and this one has not replayed
     problems: tuple[str, ...] = ()  # sentences: refused parameters, extensions or roles that could not be made
+
+    @property
+    def problem(self) -> str:
+        """All problems as one text; empty when there are none."""
+        return "; ".join(self.problems)
 
 
 class Engine(Protocol):
@@ -157,11 +139,14 @@ class Engine(Protocol):
         """
 
     async def start_primary(self) -> None:
-        """Start as primary on the same timeline; data of a replica is promoted. Commits wait in strict sync mode until
-        `apply_sync`."""
+        """Start as primary on the same timeline; data of a replica is started as one and promoted."""
 
     async def start_replica(self, upstream: PeerMember | None) -> None:
-        """Start as a replica of `upstream`; None = of nobody, only to replay what is there."""
+        """Start as a replica of `upstream`; None = of nobody, only to replay what is there. One that runs follows it.
+
+        In strict sync and quorum modes its sync set is that of a leader without standbys: should it be promoted,
+        commits wait until `apply_sync` names some.
+        """
 
     async def stop(self) -> None:
         """Orderly stop, then less orderly; no process is left when it returns."""
@@ -178,10 +163,11 @@ class Engine(Protocol):
     async def checkpoint(self) -> None: ...
 
     async def apply_sync(self, sync: SyncRecord) -> None:
-        """Put the sync set in force; when it returns, every commit acknowledged from now on obeys it."""
+        """Put the sync set in force; when it returns, every commit acknowledged from now on obeys it. For an engine
+        that does not run, from its start on."""
 
     async def timeline_forks(self, leader: PeerMember) -> tuple[view.Fork, ...]:
-        """The history of the leader's timeline, asked over the replication protocol."""
+        """The history of the leader's timeline, asked over the replication protocol; `observe` repeats it."""
 
     async def converge(self) -> bool:
         """Settings, access rules, certificates, slots; on the primary also roles and databases.

@@ -82,7 +82,7 @@ class Follow:
 
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """Let the running replica stream from nobody, so that its position is final: no old primary gets a flush from it."""
+    """Let the running replica stream from nobody, so that its position is final: no old primary gets its flush."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +164,80 @@ Action = Long | Short
 
 
 class Reason(Enum):
-    """Why; the value is the sentence for log, event and `explain`. The HA author extends this list."""
+    """Why; the value is the sentence for log, event and `explain`, `Decision.detail` names whom or what it is about."""
 
-    STEADY_PRIMARY = "leads and accepts writes"
-    STEADY_REPLICA = "follows the leader"
+    # in any role
     BUSY = "waits for the running operation"
+    WAITS_FOR_HUB = "waits for the hub's first word about the instance"
+    VIEW_OLDER = "waits for news: what the hub told is older than what this member knows"
+    FOREIGN_DATA = (
+        "the data directory belongs to another database and is left alone; move it away to have it cloned anew"
+    )
+    STOPS = "stops, as desired"
+    STAYS_DOWN = "is down, as desired"
+    RETRIES_LATER = "waits before it tries again what failed"
+    STARTS = "waits for the engine to accept connections"
+    ENGINE_HUNG = "stops an engine that does not answer"
+
+    # fence
+    LEASE_OVER = "must not accept writes: the lease has run out"
+    SUPERSEDED = "must not accept writes: another member has led since"
+
+    # leads
+    STEADY_PRIMARY = "leads and accepts writes"
+    INITIALISES = "leads a new instance and initialises it"
+    DATA_LOST = "leads but has lost its data, gives the leadership up"
+    GIVES_UP_STOPPED = "gives the leadership up: it is to be down"
+    GIVES_UP_FOREIGN = "gives the leadership up: its data belongs to another database"
+    GIVES_UP_CRASHED = "gives the leadership up after a crash: others can take over at once"
+    GIVES_UP_SPENT = "gives a leadership up that it may not use any more"
+    RESTARTS_IN_PLACE = "leads and starts its engine"
+    LEARNS_POSITION = "leads with a replica's data, starts it to promote it"
+    ENGINE_SILENT = "leads with an engine that does not answer; nobody could take over"
+    PROMOTES = "leads and promotes its engine"
+    PROMISED_TO_OTHER = "leads but has promised an older primary to wait"
+    LEASE_UNCONFIRMED = "waits for the hub to confirm the lease it led by"
+    RECORDS_IDENTITY = "leads and records which database it is"
+    ASKS_PEERS = "leads, does not hear from the hub, asks the other members whether it may go on"
+    HANDS_OVER = "leads and hands over"
+    SWITCHOVER_WAITS = "leads, a switchover waits for its target"
+    SWITCHOVER_ENDED = "leads and ends a switchover that cannot be met"
+    RECORDS_SYNC = "leads and records its sync set"
+    APPLIES_SYNC = "leads and puts its sync set in force"
+    SYNC_CATCHES_UP = "leads, the sync set waits for its standbys to catch up"
+    TOO_FEW_STANDBYS = "leads, but commits wait: too few standbys stream"
+
+    # another member leads
+    STEADY_REPLICA = "follows the leader"
+    LEADER_UNKNOWN = "waits: the leader is not among the members"
+    WAITS_FOR_LEADER = "waits for the leader to run as primary"
+    CLONES = "copies the leader's data"
+    REJOINS_AS_FORMER = "was primary in an earlier term and rejoins as replica"
+    REJOINS_DIVERGED = "has written-ahead log that the leader never had, and rejoins"
+    REJOINS_BROKEN = "cannot start or stream from what it has, and rejoins"
+    STARTS_REPLICA = "starts as replica of the leader"
+    FOLLOWS = "turns to the leader"
+    CONNECTS = "waits for the stream from the leader"
+    PROBES = "does not stream, compares its history with the leader's"
+
+    # nobody leads
+    BOOTSTRAPS = "takes the leadership of a new instance to initialise it"
+    WAITS_FOR_BOOTSTRAP = "waits for the first member to initialise the instance"
+    RESUMES = "is the primary still and takes the leadership again"
+    PAUSED = "nobody leads, and automatic failover is paused"
+    NO_DATA = "nobody leads, and this member has no data to stand with"
+    OUTDATED = "nobody leads, and this member's data is of an earlier leader than the last"
+    PROMISED = "nobody leads, but this member has promised the last primary to wait"
+    MAY_HAVE_PROMISED = "nobody leads, but this agent is too young to know what it has promised"
+    STANDS_BACK = "gave the leadership up and lets others stand first"
+    STARTS_TO_STAND = "nobody leads, starts as replica of nobody to learn its position"
+    POSITION_UNKNOWN = "nobody leads, waits to learn its own position"
+    DETACHES = "nobody leads, leaves the old primary before it votes"
+    CASTS_BALLOT = "nobody leads, publishes its position"
+    AWAITS_BALLOTS = "nobody leads, waits for ballots"
+    AWAITS_WINNER = "nobody leads, waits for the elected member"
+    TAKES_OVER = "was elected and takes the leadership"
+    ELECTION_STUCK = "nobody may lead"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

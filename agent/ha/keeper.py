@@ -167,7 +167,13 @@ class Keeper:
     def remember_lease(self) -> None:
         """After every change of the lease clock: disk, guard and routes follow."""
         lease = self.lease.lease()
-        self.memory = replace(self.memory, term=lease.term, renewed_at=lease.renewed_at, fence_at=lease.fence_at)
+        self.memory = replace(
+            self.memory,
+            term=lease.term,
+            renewed_at=lease.renewed_at,
+            fence_at=lease.fence_at,
+            spent=self.lease.spent,
+        )
         if self.dir.exists():
             self.node.files.keep_memory(self.dir, self.memory)
         self._guard_wake.set()

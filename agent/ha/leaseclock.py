@@ -1,13 +1,13 @@
 """How long this member may rely on its leadership, counted on this host's monotonic clock from what was *sent*.
 
-A lease of etcd lasts `ttl` from some moment after the agent sent the request that renewed it, so the agent's own deadline
-`sent + ttl - margin(ttl)` is over before etcd's is. Only the rates of clocks matter, never what they show. A promise of
-the peers (failsafe) is counted just so: from when they were asked. The later of both deadlines is `fence_at`.
+A lease of etcd lasts `ttl` from some moment after the agent sent the request that renewed it, so the agent's own
+deadline `sent + ttl - margin(ttl)` is over before etcd's is. Only the rates of clocks matter, never what they show. A
+promise of the peers (failsafe) is counted just so: from when they were asked. The later of both is `fence_at`.
 
 Two things never come back:
-- a lease that is *gone* is not renewed by a heartbeat, even if the node has meanwhile another lease for other instances;
-- a term that was *released* is spent, whatever became of the request: it may still be on its way to etcd, and would then
-  take the leadership from under a primary that has started again. `spent` is kept on disk for the same reason.
+- a lease that is *gone* is not renewed by a heartbeat, even if the node has meanwhile another one for other instances;
+- a term that was *released* is spent, whatever became of the request: it may still be on its way to etcd, and would
+  then take the leadership from under a primary that has started again. `spent` is kept on disk for the same reason.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ ASK_EVERY = 1 / 6  # and again, so that one lost answer does not fence
 MARGIN = 1 / 4  # covers DRIFT between two clocks and FENCING
 DRIFT = 0.10  # largest difference of rates between two hosts; chrony slews by at most 8.3 %
 FENCING = 1 / 6  # from the deadline to the last write of the engine: stop at once takes 0.1-0.3 s, a kill 0.5 s
+
+ROUNDING_S = 0.001  # of a deadline that went through a file
 
 assert 2 * RENEW < 1 - MARGIN, "one lost renewal must leave time for another"
 assert ASK_AFTER + ASK_EVERY < 1 - MARGIN, "the peers must be asked twice before the fence"
@@ -40,24 +42,30 @@ class LeaseClock:
         self._renewed_at = 0.0
         self._held_until = 0.0  # by the lease; 0 = no lease carries the leadership (any more)
         self._granted_until = 0.0  # by the promises of all peers
-        self._ttl_s = 0.0
         self.spent = 0  # no term up to this one is ever used again
 
     @staticmethod
     def restored(*, term: int, renewed_at: float, fence_at: float, ttl_s: float, spent: int = 0) -> LeaseClock:
-        """As it was when the former agent of this host's boot ended. Whether by lease or by promise: it ends as told."""
+        """As it was when the former agent of this host's boot ended. A deadline that the last renewal does not explain
+        was promised by peers: then only `acquired` makes the lease count again, not a renewal of some lease."""
         clock = LeaseClock()
-        clock._term, clock._renewed_at, clock._held_until = term, renewed_at, fence_at
-        clock._ttl_s, clock.spent = ttl_s, spent
+        clock._term, clock._renewed_at, clock.spent = term, renewed_at, spent
+        if fence_at <= renewed_at + ttl_s - margin_s(ttl_s) + ROUNDING_S:
+            clock._held_until = fence_at
+        else:
+            clock._granted_until = fence_at
         return clock
 
+    @property
+    def term(self) -> int:
+        return self._term
+
     def lease(self) -> Lease:
-        return Lease(
-            term=self._term, renewed_at=self._renewed_at, fence_at=max(self._held_until, self._granted_until)
-        )
+        return Lease(term=self._term, renewed_at=self._renewed_at, fence_at=max(self._held_until, self._granted_until))
 
     def acquired(self, term: int, sent_at: float, ttl_s: float) -> None:
-        """The leadership of `term` is held on a lease that had its whole TTL when a request sent at `sent_at` came in."""
+        """The leadership of `term` is held on a lease that had its whole TTL when a request sent at `sent_at` came in:
+        an Acquire, or a heartbeat whose answer confirmed the very lease that this member's leader key hangs on."""
         if term <= self.spent or term < self._term:
             return
         if term > self._term:
@@ -83,7 +91,7 @@ class LeaseClock:
             self._granted_until = max(self._granted_until, asked_at + promise_s - margin_s(promise_s))
 
     def released(self) -> None:
-        """Call *before* a Release is sent: from now on this term is no longer led, whether or not the hub learns of it."""
+        """Call *before* a Release is sent: from now on this term is led no more, whether or not the hub learns of it."""
         self._spend()
 
     def _spend(self) -> None:
@@ -92,6 +100,5 @@ class LeaseClock:
         self._renewed_at = self._held_until = self._granted_until = 0.0
 
     def _extend(self, sent_at: float, ttl_s: float) -> None:
-        self._ttl_s = ttl_s
         self._renewed_at = max(self._renewed_at, sent_at)
         self._held_until = max(self._held_until, sent_at + ttl_s - margin_s(ttl_s))

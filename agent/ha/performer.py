@@ -234,10 +234,11 @@ class Performer:
             reason=reason,
             position=position_message(keeper.engine.position),
         )
-        answer = await self._node.link.call(lambda stub: stub.Release, request, timeout_s=HUB_TIMEOUT_S)
+        # Spent before it is sent: the request may take effect however its answer fares.
         keeper.lease.released()
         keeper.facts.released_at = self._node.clock.now()
         keeper.remember_lease()
+        answer = await self._node.link.call(lambda stub: stub.Release, request, timeout_s=HUB_TIMEOUT_S)
         log.info("leadership_released", member=str(keeper.ref), term=term, to=target, was_ours=answer.released)
 
     async def _cast_ballot(self, action: CastBallot) -> None:

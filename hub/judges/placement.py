@@ -173,6 +173,8 @@ def place(
     request: Request, nodes: Mapping[str, NodeRecord], usage: Mapping[str, Usage], silent: Set[str]
 ) -> Placement | Unplaceable:
     """Nodes for all members asked for, or why that cannot be."""
+    if request.count == 0:
+        return Placement((), request.engine_version or 0)
     fleet = _Fleet(nodes=nodes, usage=usage, silent=silent)
     versions = _versions(request, fleet)
     for version in versions:
@@ -227,7 +229,7 @@ def _refusals(node: str, request: Request, fleet: _Fleet, version: int) -> Itera
         if refused is not None:
             yield refused
     offered = {offer.version for offer in fleet.nodes[node].engines if offer.engine == request.engine}
-    if version not in offered:
+    if version not in offered and (version or not offered):
         wanted = f"{request.engine} {version}" if version else request.engine
         has = f"only {', '.join(map(str, sorted(offered)))}" if offered else f"no {request.engine} at all"
         yield Refused(Refusal.ENGINE, f"offers {has}, not {wanted}" if offered else f"offers {has}")

@@ -33,11 +33,9 @@ from hub.judges.conditions import Judgement, judge
 from hub.judges.lifecycle import next_phase
 from hub.judges.notices import event, phase_event
 from hub.judges.placement import (
-    Explanation,
     Placement,
     Request,
     Unplaceable,
-    explain,
     place,
     request_for,
     usage_of,
@@ -80,14 +78,6 @@ def next_step(contents: Contents, s: Situation, *, port_range: tuple[int, int], 
 
 
 # --- placing ----------------------------------------------------------------------------------------------------------
-
-
-def explain_placement(contents: Contents, spec: InstanceSpec, present: Iterable[MemberDesired] = ()) -> Explanation:
-    """Why members of `spec` go, or would go, where; `present` are the members that the instance has already."""
-    request = _request(contents, spec, tuple(member for member in present if member.desired != "absent"))
-    nodes = {name: node.record for name, node in contents.nodes.items()}
-    usage = usage_of(member.record for member in contents.members.values())
-    return explain(request, nodes, usage, contents.silent)
 
 
 def _place(contents: Contents, s: Situation, spec: InstanceSpec, *, count: int) -> Placement | Unplaceable:

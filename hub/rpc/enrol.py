@@ -5,7 +5,8 @@ written, and only then does the certificate leave. A refused request costs no to
 the machine needs another.
 
 Enrolling a name that exists is how a rebuilt machine comes back: it takes a fresh token, keeps what operators set
-(labels, price, cordoned), and the event says so. An address belongs to one node at a time.
+(labels, price, cordoned), and the event says so. An address that another node has too is a warning, not a refusal: the
+old node may be dead and not removed yet.
 
 Strangers can call this. What fails is paid for from one bucket for all: once it is empty, only requests whose token is
 known are looked at, so a flood costs neither etcd nor signatures.
@@ -49,28 +50,29 @@ class EnrolService(agent_pb2_grpc.EnrolServiceServicer):
         if not known_token and not self._failures.take(self._hub.clock.now()):
             raise OverloadedError("too many failed enrolments", hint="Wait a minute; check the token.")
         facts = checked_facts(request)
-        self._check_address_is_free(facts)
         identity.check_csr(request.csr_pem, node=facts.name)
         await self._hub.authority.consume_join_token(request.token, facts.name)
         certificate, serial = self._hub.authority.sign_node(request.csr_pem, node=facts.name, address=facts.address)
-        again = await self._write(replace(facts, certificate_serial=serial))
-        log.info(
-            "node_enrolled", node=facts.name, address=facts.address, serial=serial, again=again, peer=context.peer()
-        )
-        message = f"{'again, ' if again else ''}address {facts.address}, certificate {serial}"
-        await self._hub.events.emit("node_enrolled", f"node/{facts.name}", message, "warning" if again else "info")
+        facts = replace(facts, certificate_serial=serial)
+        again = await self._write(facts)
+        log.info("node_enrolled", node=facts.name, address=facts.address, again=again, peer=context.peer())
+        await self._tell(facts, again=again)
         return agent_pb2.EnrolResponse(
             certificate_pem=certificate, ca_pem=self._hub.authority.ca_pem, hub_addresses=self._agent_addresses()
         )
 
-    def _check_address_is_free(self, facts: NodeRecord) -> None:
-        for name, known in self._hub.mirror.nodes.items():
-            if name != facts.name and known.record.address == facts.address:
-                raise ConflictError(
-                    f"address {facts.address} belongs to node {name}",
-                    object=f"node/{facts.name}",
-                    hint=f"Use another address, or remove the old node: moorctl node delete {name}.",
-                )
+    async def _tell(self, facts: NodeRecord, *, again: bool) -> None:
+        emit, node = self._hub.events.emit, f"node/{facts.name}"
+        message = f"address {facts.address}, certificate {facts.certificate_serial}"
+        await emit("node_enrolled", node, f"again, {message}" if again else message, "warning" if again else "info")
+        others = [
+            name
+            for name, known in self._hub.mirror.nodes.items()
+            if name != facts.name and known.record.address == facts.address
+        ]
+        if others:
+            shared = f"address {facts.address} is also that of {', '.join(sorted(others)[:5])}"
+            await emit("node_address_shared", node, f"{shared}: give it another, or remove the old node", "warning")
 
     async def _write(self, facts: NodeRecord) -> bool:
         """Write the node's record. Returns whether the node was there already."""

@@ -36,7 +36,7 @@ def test_verifier_is_the_one_that_postgresql_makes() -> None:
 
 
 def made_by_libpq(password: str) -> str:
-    """PQencryptPasswordConn needs a connection only for the algorithm, which we name: any object that exists will do."""
+    """libpq asks a connection only for the algorithm, which is named here, so one that leads nowhere will do."""
     pgconn = pq.PGconn.connect_start(b"host=/nonexistent")
     return pgconn.encrypt_password(password.encode(), b"user", b"scram-sha-256").decode()
 

@@ -1,0 +1,73 @@
+"""Who may connect to an engine, and as whom: pg_hba.conf and pg_ident.conf. Pure.
+
+- The agent, over the Unix socket, by its operating system user. Nobody else comes in there.
+- Other members as the replication user, for streaming, cloning, rewinding and asking about timelines: by their node's
+  certificate where both ends have TLS, by password where one has not.
+- Clients only through the proxies, which run on the nodes of the members, with a password. The superuser not at all.
+
+The source address of a connection to a loopback address is always 127.0.0.1, whatever loopback address the connecting
+member listens on, so members on loopback admit that address for each other.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.engines.postgres.member import REPLICATION_USER, SUPERUSER
+
+LOCAL_MAP = "moorage_local"
+NODES_MAP = "moorage_nodes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """Another member, as far as access goes."""
+
+    node: str
+    address: str
+    tls: bool
+
+
+def render_hba(*, own_address: str, neighbours: Iterable[Neighbour], tls: bool) -> str:
+    """pg_hba.conf; the first line that fits decides."""
+    neighbours = tuple(neighbours)
+    lines = [
+        "# Written by Moorage, which overwrites changes.",
+        f"local all {SUPERUSER} peer map={LOCAL_MAP}",
+        "local all all reject",
+    ]
+    for neighbour in neighbours:
+        lines += [line for net in _networks(neighbour.address) for line in _replication(net, neighbour, tls)]
+    lines.append(f"host all {SUPERUSER},{REPLICATION_USER} all reject")
+    for address in (own_address, *(neighbour.address for neighbour in neighbours)):
+        lines += [f"host all all {net} scram-sha-256" for net in _networks(address)]
+    lines.append("host all all all reject")
+    return "\n".join(dict.fromkeys(lines)) + "\n"
+
+
+def _replication(network: str, neighbour: Neighbour, tls: bool) -> list[str]:
+    # "postgres" beside "replication": pg_rewind reads files through SQL functions, which need a database.
+    what = f"replication,postgres {REPLICATION_USER} {network}"
+    if not tls:
+        return [f"host {what} scram-sha-256"]
+    with_certificate = f"hostssl {what} cert map={NODES_MAP}"
+    # A neighbour not yet known to have TLS may be one that cannot: a password then, which it never sends in clear.
+    return [with_certificate] if neighbour.tls else [with_certificate, f"hostnossl {what} scram-sha-256"]
+
+
+def render_ident(*, os_users: Iterable[str], nodes: Iterable[str]) -> str:
+    """pg_ident.conf: operating system users that are the superuser, nodes whose certificate may replicate."""
+    lines = ["# Written by Moorage, which overwrites changes."]
+    lines += [f'{LOCAL_MAP} "{user}" {SUPERUSER}' for user in dict.fromkeys(os_users) if user]
+    lines += [f"{NODES_MAP} {node} {REPLICATION_USER}" for node in dict.fromkeys(nodes)]
+    return "\n".join(lines) + "\n"
+
+
+def _networks(address: str) -> list[str]:
+    ip = ipaddress.ip_address(address)
+    networks = [ipaddress.ip_network(ip)]
+    if ip.is_loopback and ip.version == 4:
+        networks.append(ipaddress.ip_network("127.0.0.1/32"))
+    return [str(network) for network in networks]

@@ -1,0 +1,250 @@
+"""The engine's processes: started, found again, watched, stopped and killed.
+
+The postmaster is started directly, not through pg_ctl, so that its pid is ours from the first moment; the next agent
+finds it by the identity in the label or, failing that, by postmaster.pid checked against program and directory.
+
+Invariant: the engine counts as ended only when none of its processes is left. A postmaster killed with SIGKILL leaves
+backends that go on writing until they next look up, and a new postmaster refuses to start beside them; so whoever
+notices the death (observe, wait_died, start, fence) kills them before anything is concluded from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+from agent.engines.files import make_owned_directory
+from agent.engines.postgres.member import Member
+from agent.engines.tools import tail
+from agent.supervise import processes
+from agent.supervise.base import Launch, ProcessId, Supervisor
+from core.errors import EngineError
+from core.log import EventLog
+
+log = EventLog("agent.engine")
+# Everything that may work in a member's directory on the agent's behalf.
+PROGRAMS = frozenset(
+    {"postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata", "pg_waldump", "pg_ctl", "pg_resetwal"}
+)
+POLL_S = 0.02
+STOP_FAST_S = 30.0  # the shutdown checkpoint, and standbys that must hear of it
+STOP_IMMEDIATE_S = 5.0
+LINGER_S = 1.0  # the log collector ends by itself when the last writer has
+LOG_TAIL_BYTES = 8192
+
+
+class Postmaster:
+    """The main process of one member's engine, and all it brought forth."""
+
+    def __init__(self, member: Member, supervisor: Supervisor) -> None:
+        self._member = member
+        self._supervisor = supervisor
+        self._process: ProcessId | None = None
+        self._swept = False  # no leftover can exist: nothing of ours has run since the last sweep
+        self._halts = 0  # grows with each stop or fence, which calls off a start that is under way
+
+    # --- who it is --------------------------------------------------------------------------------------------------
+
+    def find(self) -> ProcessId | None:
+        """The living postmaster, whoever started it."""
+        if self._process is None:
+            self._process = self._adoptable()
+            if self._process is not None:
+                self._swept = False
+                log.info("engine_adopted", member=self._member.subject, pid=self._process.pid)
+        elif not self._supervisor.alive(self._process):
+            self._process = None
+        return self._process
+
+    def _adoptable(self) -> ProcessId | None:
+        label = self._member.label
+        if label.pid and self._supervisor.alive(label.process):
+            return label.process
+        lines = self._pid_file()
+        if not lines or not lines[0].isdecimal():
+            return None
+        process = processes.identify(int(lines[0]))
+        if process is None or not self._is_ours(process.pid):
+            return None
+        return process
+
+    def _is_ours(self, pid: int) -> bool:
+        return processes.program(pid) == "postgres" and processes.working_directory(pid) == str(self._member.paths.data)
+
+    def _pid_file(self) -> list[str]:
+        try:
+            return (self._member.paths.data / "postmaster.pid").read_text(errors="replace").splitlines()
+        except OSError:
+            return []
+
+    @property
+    def status(self) -> str:
+        """What the postmaster last wrote of itself: starting, ready, standby, stopping; empty when it says nothing."""
+        lines = self._pid_file()
+        return lines[7].strip() if len(lines) > 7 else ""
+
+    # --- starting ---------------------------------------------------------------------------------------------------
+
+    async def start(self, *, within_s: float) -> bool:
+        """Start it and wait until it lets clients in: True; False when it still recovers after `within_s`. EngineError
+        with the end of its log when it ends meanwhile."""
+        halts = self._halts
+        await self.sweep()
+        member = self._member
+        self._remove_stale_lock()
+        make_owned_directory(member.paths.sockets, member.setup.run_as)
+        make_owned_directory(member.paths.logs, member.setup.run_as)
+        member.relabel(asked_to_end=False)
+        if self._halts != halts:
+            raise EngineError("the start was called off", object=member.subject)
+        # No await between the check and the start: a fence either calls it off or sees the process.
+        process = self._launch()
+        member.relabel(pid=process.pid, started=process.started, boot=process.boot)
+        return await self._await_ready(process, within_s)
+
+    def _launch(self) -> ProcessId:
+        member, tools = self._member, self._member.tools
+        program = tools.bin_dir / "postgres"
+        launch = Launch(
+            argv=(str(program), "-D", str(member.paths.data)),
+            env=tools.environment(),
+            cwd=member.paths.data,
+            output=member.paths.log,
+            run_as=member.setup.run_as,
+        )
+        self._log_from = self._log_end()
+        try:
+            self._process = self._supervisor.start(launch)
+        except OSError as error:
+            raise EngineError(f"cannot start {program}: {error}", object=member.subject) from error
+        self._swept = False
+        log.info("engine_started", member=member.subject, pid=self._process.pid)
+        return self._process
+
+    def _remove_stale_lock(self) -> None:
+        """PostgreSQL refuses to start when the pid in an old lock file belongs to any process of its user by now. No
+        process of this data directory is left at this point, so such a file says nothing."""
+        paths = self._member.paths
+        sockets = sorted(paths.sockets.glob(".s.PGSQL.*.lock")) if paths.sockets.is_dir() else []
+        for lock in (paths.data / "postmaster.pid", *sockets):
+            try:
+                pid = lock.read_text(errors="replace").split("\n", 1)[0].strip()
+            except OSError:
+                continue
+            if pid.isdecimal() and processes.identify(int(pid)) is not None:
+                lock.unlink(missing_ok=True)
+
+    async def _await_ready(self, process: ProcessId, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                while self._supervisor.alive(process):
+                    if self.status == "ready":
+                        return True
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            log.warning("engine_still_starting", member=self._member.subject, after_s=within_s)
+            return False
+        printed = self.printed()
+        await self.sweep()
+        hint = "Another program uses the port." if "could not bind" in printed else ""
+        raise EngineError(f"the engine ended while starting: {tail(printed)}", object=self._member.subject, hint=hint)
+
+    # --- its log ----------------------------------------------------------------------------------------------------
+
+    _log_from: tuple[Path, int] | None = None
+
+    def _log_end(self) -> tuple[Path, int] | None:
+        newest = self._newest_log()
+        return (newest, newest.stat().st_size) if newest else None
+
+    def _newest_log(self) -> Path | None:
+        logs = self._member.paths.logs
+        files = [path for path in logs.glob("engine-*.log")] if logs.is_dir() else []
+        return max(files, key=lambda path: path.stat().st_mtime, default=None)
+
+    def printed(self) -> str:
+        """What the engine has logged since its last start, the end of it."""
+        newest, start = self._newest_log(), self._log_from
+        text = ""
+        if newest is not None:
+            offset = start[1] if start is not None and start[0] == newest else 0
+            text = _read_end(newest, offset)
+        return text if "FATAL" in text or "PANIC" in text else f"{_read_end(self._member.paths.log, 0)}\n{text}"
+
+    # --- ending -----------------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Fast shutdown; immediate when that takes too long; then SIGKILL. No process is left when it returns."""
+        self._halts += 1
+        process = self.find()
+        if process is not None:
+            self._member.relabel(asked_to_end=True)
+            for number, within_s in ((signal.SIGINT, STOP_FAST_S), (signal.SIGQUIT, STOP_IMMEDIATE_S)):
+                self._supervisor.send(process, number)
+                if await self._ended_within(process, within_s):
+                    break
+                log.warning("engine_not_stopped", member=self._member.subject, signal=number.name, after_s=within_s)
+            await self._let_linger()
+        await self.sweep()
+
+    async def fence(self, within_s: float) -> None:
+        """Immediate shutdown; after half of the time SIGKILL to everything. Depends on no disk."""
+        self._halts += 1
+        process = self.find()
+        if process is not None:
+            self._supervisor.send(process, signal.SIGQUIT)
+            await self._ended_within(process, within_s / 2)
+        await self.sweep(force=True)
+        with contextlib.suppress(OSError):
+            self._member.relabel(durable=False, asked_to_end=True)
+
+    async def _ended_within(self, process: ProcessId, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                await self._supervisor.died(process)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _let_linger(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while processes.running_below(self._member.paths.data, PROGRAMS):
+                    await asyncio.sleep(POLL_S)
+
+    async def sweep(self, *, force: bool = False) -> None:
+        """Kill whatever is left of the engine and of tools of an agent before us, unless nothing can be left."""
+        if self._swept and not force:
+            return
+        killed = await processes.kill_below(self._member.paths.root, PROGRAMS, self._member.setup.clock.now)
+        if killed:
+            log.warning("engine_leftovers_killed", member=self._member.subject, processes=killed)
+        self._process = None
+        self._swept = True
+
+    async def died(self) -> None:
+        """Return when the postmaster has ended and no process of the engine is left."""
+        process = self.find()
+        if process is not None:
+            await self._supervisor.died(process)
+            log.info("engine_ended", member=self._member.subject, pid=process.pid)
+        if self.find() is None:
+            await self.sweep()
+
+    def reload(self) -> None:
+        """Let it read its configuration again."""
+        process = self.find()
+        if process is not None:
+            self._supervisor.send(process, signal.SIGHUP)
+
+
+def _read_end(path: Path, offset: int) -> str:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(offset, size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

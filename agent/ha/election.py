@@ -1,0 +1,227 @@
+"""Who may lead next: pure, and the same verdict from the same ballots at every member.
+
+A ballot is a final position: its caster has stopped streaming first, so whatever an old primary still does, it gets no
+flush from that member any more. The sync record says where acknowledged commits are (see `agent.ha.syncset`): on the
+last leader, and on at least `k` of `n` names. Three things prove that a position has everything that was acknowledged:
+
+- *names*: with ballots from n - k + 1 of the names every possible set of k is met. With b ballots, a commit is on at
+  least j = k - (n - b) of them, so it lies at or before the j-th furthest position among them.
+- *last leader*: it has all its own commits, so its position is a bound. (It casts its ballot as a running replica, so
+  the position is exact, and it cannot have been re-cloned since: that takes a later leader.)
+- *handover*: the last leader stopped, saw that this member has every byte, and named it when it let go.
+
+Each is an upper bound of what was acknowledged, so the lowest that is known decides; whoever is at or beyond it may
+lead. In async mode nothing bounds what was acknowledged; a member may lead when it is on the last leader's timeline and
+at most `max_lag_bytes` behind the furthest position that anybody heard of.
+
+Any of those ranked here may lead safely, however the others see it; the ranking only keeps them from racing. A first
+choice that does not act in time is followed by the second, so that an election never hangs on one member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.ha.view import View
+from core.positions import Lsn, WalPosition
+from core.records import Ballot, HaRecord, PeerMember
+from core.status import MemberState, Role
+
+WINDOW_S = 1.0  # how long ballots of members that should vote are waited for; a ballot takes some 50 ms
+TURN_S = 3.0  # how long a chosen member has to take the leadership before the next one may
+_COMING = frozenset({MemberState.RUNNING, MemberState.LAGGING, MemberState.STARTING})
+
+
+@dataclass(frozen=True, slots=True)
+class Elected:
+    """Any of `members` may take the leadership now; the first is the best."""
+
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Ballots of `missing` may still come, for `for_s` seconds."""
+
+    missing: tuple[str, ...]
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Nobody may lead on these ballots; `why` names what is missing and what to do."""
+
+    why: str
+
+
+Verdict = Elected | Pending | Stuck
+
+
+def elect(
+    ha: HaRecord,
+    ballots: Sequence[Ballot],
+    members: Sequence[PeerMember],
+    *,
+    max_lag_bytes: int,
+    leaderless_for: float,
+) -> Verdict:
+    """The verdict on the election that follows `ha.term`."""
+    known = {m.member: m for m in members}
+    cast = {b.member: b for b in ballots if b.term == ha.term + 1 and b.member in known}
+    missing = tuple(m.member for m in members if _is_coming(m) and m.member != ha.leader and m.member not in cast)
+    if missing and leaderless_for < WINDOW_S:
+        return Pending(missing, WINDOW_S - leaderless_for)
+    fit = _fit_async(ha, cast, known, max_lag_bytes) if ha.sync.mode == "async" else _fit_sync(ha, cast)
+    if isinstance(fit, Stuck):
+        return fit
+    able = [b for b in fit if not b.no_failover and known[b.member].alive]
+    if not able:
+        return Stuck(_none_able(fit, cast, known))
+    ranked = sorted(able, key=lambda b: _rank(b, ha))
+    turns = 1 + int(max(0.0, leaderless_for - WINDOW_S) // TURN_S)
+    return Elected(tuple(b.member for b in ranked[:turns]))
+
+
+def could_succeed(ha: HaRecord, others: Sequence[PeerMember]) -> bool:
+    """Whether the others, as far as is known, can elect a leader from among them without this member's data."""
+    coming = {m.member: m for m in others if _is_coming(m)}
+    if not any(not m.no_failover for m in coming.values()):
+        return False
+    sync = ha.sync
+    if sync.mode == "async":
+        return True
+    return sync.k > 0 and sum(name in coming for name in sync.names) >= _needed(len(sync.names), sync.k)
+
+
+def may_grant(view: View, *, asker: str, term: int, standing: bool, now: float) -> str:
+    """Whether this member may promise `asker`, which leads in `term`, not to stand for a while: empty, or why not.
+
+    `standing`: an Acquire of this member may still take effect. A promise given on old knowledge is harmless: a later
+    leader is itself among those who are asked, and refuses.
+    """
+    instance = view.instance
+    if instance is None or view.peer(asker) is None:
+        return f"{asker} is not a member that {view.me} knows"
+    leader, ha = instance.leader, instance.ha
+    known_term = max(ha.term, leader.term if leader else 0, view.lease.term)
+    if (leader is not None and leader.member == view.me) or (view.lease.term and now < view.lease.fence_at):
+        return f"{view.me} leads itself in term {known_term}"
+    if known_term > term:
+        return f"term {known_term} has begun"
+    if ha.term == term and ha.leader != asker:
+        return f"{ha.leader} leads in term {term}"
+    if ha.released_term == term:
+        return f"{asker} has given term {term} up"
+    if standing:
+        return f"{view.me} is taking the leadership"
+    if view.ballot_term > term or any(b.member == view.me and b.term > term for b in instance.ballots):
+        return f"{view.me} has cast its ballot for term {term + 1} and streams from nobody"
+    return ""
+
+
+def position_of(ballot: Ballot) -> WalPosition:
+    return WalPosition(ballot.timeline, Lsn(ballot.lsn))
+
+
+def _is_coming(member: PeerMember) -> bool:
+    """Whether a ballot of this member is to be expected soon."""
+    return member.alive and member.role is Role.REPLICA and member.state in _COMING
+
+
+def _rank(ballot: Ballot, ha: HaRecord) -> tuple[int, int, bool, int, str]:
+    """Smallest first: furthest position, then the one handed over to, then priority, then name."""
+    return (-ballot.timeline, -ballot.lsn, ballot.member != _handed_to(ha), -ballot.priority, ballot.member)
+
+
+def _handed_to(ha: HaRecord) -> str:
+    return ha.handover if ha.released_term == ha.term else ""
+
+
+def _needed(n: int, k: int) -> int:
+    """Ballots of names that meet every set of k."""
+    return n - k + 1
+
+
+# --- sync and quorum --------------------------------------------------------------------------------------------------
+
+
+def _fit_sync(ha: HaRecord, cast: dict[str, Ballot]) -> list[Ballot] | Stuck:
+    bounds = _bounds(ha, cast)
+    if not bounds:
+        return Stuck(_uncovered(ha, cast))
+    required = min(bounds)
+    return [b for b in cast.values() if position_of(b) >= required]
+
+
+def _bounds(ha: HaRecord, cast: dict[str, Ballot]) -> list[WalPosition]:
+    """Every upper bound of the acknowledged commits that these ballots prove."""
+    bounds = [position_of(b) for b in cast.values() if b.was_leader and b.member == ha.leader]
+    if _handed_to(ha) in cast:
+        bounds.append(position_of(cast[_handed_to(ha)]))
+    named = sorted((position_of(cast[name]) for name in ha.sync.names if name in cast), reverse=True)
+    met = ha.sync.k - (len(ha.sync.names) - len(named))
+    if ha.sync.k > 0 and met >= 1:
+        bounds.append(named[met - 1])
+    return bounds
+
+
+def _uncovered(ha: HaRecord, cast: dict[str, Ballot]) -> str:
+    last = ha.leader or "the last leader"
+    if ha.sync.k == 0 or not ha.sync.names:
+        return f"only {last} has every acknowledged commit, no replica is on record; bring its node back"
+    absent = [name for name in ha.sync.names if name not in cast]
+    needed = _needed(len(ha.sync.names), ha.sync.k)
+    return (
+        f"ballots of {needed} of {', '.join(ha.sync.names)} are needed, or that of {last}; "
+        f"missing: {', '.join(absent)}; bring one of these nodes back"
+    )
+
+
+# --- async ------------------------------------------------------------------------------------------------------------
+
+
+def _fit_async(
+    ha: HaRecord, cast: dict[str, Ballot], known: dict[str, PeerMember], max_lag_bytes: int
+) -> list[Ballot] | Stuck:
+    if not cast:
+        return Stuck("no member has cast a ballot; bring a node with data back")
+    heard = _furthest_heard(ha, cast, known)
+    fit = [b for b in cast.values() if b.timeline >= heard.timeline and heard.lsn.value - b.lsn <= max_lag_bytes]
+    if fit:
+        return fit
+    best = max(cast.values(), key=position_of)
+    last = ha.leader or "the last leader"
+    if best.timeline < heard.timeline:
+        return Stuck(
+            f"{best.member} is the furthest, at {position_of(best)}, but has not followed {last} to timeline "
+            f"{heard.timeline}; bring {last} back"
+        )
+    return Stuck(
+        f"{best.member} is the furthest, at {position_of(best)}, but {heard.lsn.value - best.lsn} bytes behind {last}, "
+        f"more than max_failover_lag ({max_lag_bytes}); bring {last} back"
+    )
+
+
+def _furthest_heard(ha: HaRecord, cast: dict[str, Ballot], known: dict[str, PeerMember]) -> WalPosition:
+    """The furthest position of the last leader that anybody heard of: a lower bound of where it was.
+
+    A leader's timeline is known from what it reported after its promotion, even if no replica had followed yet.
+    """
+    heard = [WalPosition(b.timeline, Lsn(max(b.lsn, b.leader_lsn))) for b in cast.values()]
+    heard += [WalPosition(c.timeline, Lsn.parse(c.lsn)) for c in ha.history if c.timeline and c.lsn]
+    furthest = max(heard)
+    led_on = known[ha.leader].timeline if ha.leader in known else 0
+    return WalPosition(max(furthest.timeline, led_on), furthest.lsn)
+
+
+def _none_able(fit: Sequence[Ballot], cast: dict[str, Ballot], known: dict[str, PeerMember]) -> str:
+    barred = ", ".join(b.member for b in fit if b.no_failover)
+    silent = ", ".join(b.member for b in fit if not b.no_failover and not known[b.member].alive)
+    behind = ", ".join(m for m in cast if m not in {b.member for b in fit})
+    parts = [
+        f"{barred} must not lead (no_failover)" if barred else "",
+        f"{silent} cannot be reached" if silent else "",
+        f"{behind} lacks what they have" if behind else "",
+    ]
+    return "; ".join(part for part in parts if part) + "; bring another member back"

@@ -1,0 +1,234 @@
+"""Pure: what the leader does. It holds the lease; everything here ends with a primary that accepts writes, or with the
+leadership given up to somebody who can do better.
+
+A crashed engine is started in place only when nobody else could take over at once. Giving up is `Release`, always of an
+engine that is down. A leader whose data is gone never makes new data: that would be another database under the name of
+the first.
+"""
+
+from __future__ import annotations
+
+from agent.ha.actions import (
+    ApplySync,
+    AskPeers,
+    Decision,
+    EndSwitchover,
+    Fence,
+    Handover,
+    Initialise,
+    Promote,
+    Reason,
+    RecordSync,
+    RecordSystemId,
+    Release,
+    StartPrimary,
+    StartReplica,
+)
+from agent.ha.election import could_succeed
+from agent.ha.premises import SOON_S, act, hub_is_silent, is_confirmed, may_ask_peers, retries_later, waits
+from agent.ha.syncset import Apply, Candidate, CatchUp, Record, TooFew, next_step
+from agent.ha.view import EngineState, Standby, View
+from core.records import HaRecord, PeerMember, SwitchoverRequest
+from core.status import MemberState, Role
+
+HANDOVER_LAG_BYTES = 1 << 20  # a target further behind would make clients wait for it to catch up
+SWITCHOVER_WAIT_S = 30.0  # for a target that does not stream, or is too far behind
+_SERVING = frozenset({MemberState.RUNNING, MemberState.LAGGING, MemberState.STARTING})
+
+
+def lead(view: View, now: float) -> Decision:
+    """`view` shows a member that holds the leadership."""
+    engine = view.engine
+    match engine.state:
+        case EngineState.ABSENT:
+            return _without_data(view, now)
+        case EngineState.STOPPED | EngineState.CRASHED:
+            return _down(view, now)
+        case EngineState.STARTING:
+            return waits(view, now, Reason.STARTS, engine.failure)
+        case EngineState.UNRESPONSIVE:
+            if _should_give_up(view):
+                return act(Fence(), Reason.ENGINE_HUNG, now, warning=True)
+            return waits(view, now, Reason.ENGINE_SILENT, warning=True)
+        case EngineState.RUNNING if engine.role is Role.REPLICA:
+            return _to_be_promoted(view, now)
+        case EngineState.RUNNING:
+            return _primary(view, now)
+
+
+# --- not primary yet, or no more -------------------------------------------------------------------------------------
+
+
+def _ha(view: View) -> HaRecord:
+    assert view.instance is not None, "nobody leads an unknown instance"
+    return view.instance.ha
+
+
+def _without_data(view: View, now: float) -> Decision:
+    ha = _ha(view)
+    if ha.system_id or ha.bootstrap != view.me:
+        return act(Release(view.lease.term), Reason.DATA_LOST, now, f"term {view.lease.term}", warning=True)
+    return retries_later(view, now) or act(Initialise(), Reason.INITIALISES, now)
+
+
+def _down(view: View, now: float) -> Decision:
+    engine, term = view.engine, view.lease.term
+    crashed = engine.state is EngineState.CRASHED or view.fenced_at > 0 or engine.failed_starts > 0
+    if crashed and _should_give_up(view):
+        return act(Release(term), Reason.GIVES_UP_CRASHED, now, engine.failure, warning=True)
+    delayed = _promised(view, now) or retries_later(view, now)
+    if delayed is not None:
+        return delayed
+    if engine.role is Role.REPLICA:
+        return act(StartReplica(""), Reason.LEARNS_POSITION, now)
+    return act(StartPrimary(term), Reason.RESTARTS_IN_PLACE, now, f"term {term}", warning=crashed)
+
+
+def _should_give_up(view: View) -> bool:
+    """Others can take over at once, and automatic failover is not paused. Only a current view can tell."""
+    return is_confirmed(view) and not _ha(view).paused and could_succeed(_ha(view), view.peers)
+
+
+def _to_be_promoted(view: View, now: float) -> Decision:
+    engine, term = view.engine, view.lease.term
+    if engine.failed_starts > 0 and _should_give_up(view):
+        return act(Release(term), Reason.GIVES_UP_CRASHED, now, engine.failure, warning=True)
+    delayed = _promised(view, now) or retries_later(view, now)
+    return delayed or act(Promote(term), Reason.PROMOTES, now, f"term {term}")
+
+
+def _promised(view: View, now: float) -> Decision | None:
+    """An Acquire may take effect after its answer was given up; a promise given since then binds all the same."""
+    if now >= view.promised_until:
+        return None
+    return waits(view, now, Reason.PROMISED_TO_OTHER, until=view.promised_until)
+
+
+# --- primary ---------------------------------------------------------------------------------------------------------
+
+
+def _primary(view: View, now: float) -> Decision:
+    if hub_is_silent(view, now):
+        if may_ask_peers(view, now):
+            return act(AskPeers(view.lease.term), Reason.ASKS_PEERS, now, warning=True)
+        return waits(view, now, Reason.STEADY_PRIMARY, "the hub does not answer", warning=True)
+    if not is_confirmed(view):
+        return waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
+    return (
+        _identity(view, now)
+        or _switchover(view, now)
+        or _sync_set(view, now)
+        or waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
+    )
+
+
+def _identity(view: View, now: float) -> Decision | None:
+    if _ha(view).system_id or not view.engine.system_id:
+        return None
+    action = RecordSystemId(view.lease.term, view.engine.system_id)
+    return act(action, Reason.RECORDS_IDENTITY, now, view.engine.system_id)
+
+
+# --- switchover ------------------------------------------------------------------------------------------------------
+
+
+def _switchover(view: View, now: float) -> Decision | None:
+    request = _ha(view).switchover
+    if request is None:
+        return None
+    refusal = _cannot_be_met(view, request)
+    if refusal:
+        return _end(view, now, request, refusal)
+    target = _target(view, request)
+    if target is not None:
+        handover = Handover(request_id=request.id, target=target.member, term=view.lease.term)
+        return retries_later(view, now) or act(handover, Reason.HANDS_OVER, now, f"to {target.member}")
+    lacking = _lacking(view, request)
+    if view.switchover_since and now - view.switchover_since >= SWITCHOVER_WAIT_S:
+        return _end(view, now, request, lacking)
+    return waits(view, now, Reason.SWITCHOVER_WAITS, lacking)
+
+
+def _cannot_be_met(view: View, request: SwitchoverRequest) -> str:
+    if not request.target:
+        return "" if any(not peer.no_failover for peer in view.peers) else "no member could lead instead"
+    if request.target == view.me:
+        return f"{view.me} leads already"
+    peer = view.peer(request.target)
+    if peer is None:
+        return f"{request.target} is not a member"
+    return f"{peer.member} must not lead (no_failover)" if peer.no_failover else ""
+
+
+def _target(view: View, request: SwitchoverRequest) -> Standby | None:
+    """Who can take over now; None while nobody can."""
+    able = [
+        (standby, peer)
+        for standby, peer in _standbys(view)
+        if request.target in ("", peer.member) and _lag_bytes(view, standby) <= HANDOVER_LAG_BYTES
+    ]
+    able.sort(key=lambda pair: (-pair[1].priority, -pair[0].flushed.value, pair[1].member))
+    return able[0][0] if able else None
+
+
+def _standbys(view: View) -> list[tuple[Standby, PeerMember]]:
+    """Standbys that stream, could lead, and whose node is heard of."""
+    return [
+        (standby, peer)
+        for standby in view.engine.standbys
+        if standby.streaming
+        and (peer := view.peer(standby.member)) is not None
+        and peer.alive
+        and not peer.no_failover
+        and peer.state in _SERVING
+    ]
+
+
+def _lag_bytes(view: View, standby: Standby) -> int:
+    return max(0, view.engine.position.lsn - standby.flushed)
+
+
+def _lacking(view: View, request: SwitchoverRequest) -> str:
+    lags = [(standby.member, _lag_bytes(view, standby)) for standby, _ in _standbys(view)]
+    if request.target:
+        lags = [(member, lag) for member, lag in lags if member == request.target]
+    if not lags:
+        return f"{request.target or 'no other member'} does not stream from {view.me}"
+    return ", ".join(f"{member} is {lag} bytes behind" for member, lag in lags)
+
+
+def _end(view: View, now: float, request: SwitchoverRequest, why: str) -> Decision:
+    note = f"switchover ended: {why}"
+    return act(EndSwitchover(view.lease.term, request.id, note), Reason.SWITCHOVER_ENDED, now, why, warning=True)
+
+
+# --- sync set --------------------------------------------------------------------------------------------------------
+
+
+def _sync_set(view: View, now: float) -> Decision | None:
+    step = next_step(
+        wanted=view.desired.replication,
+        record=_ha(view).sync,
+        sent=view.sync_sent,
+        setting=view.engine.sync,
+        base=view.sync_base,
+        candidates=[
+            Candidate(member=peer.member, flushed=standby.flushed, priority=peer.priority)
+            for standby, peer in _standbys(view)
+        ],
+    )
+    match step:
+        case None:
+            return None
+        case Record(sync=sync):
+            return act(RecordSync(view.lease.term, sync), Reason.RECORDS_SYNC, now, f"{sync.k} of {_names(sync.names)}")
+        case Apply(sync=sync):
+            return act(ApplySync(sync), Reason.APPLIES_SYNC, now, f"{sync.k} of {_names(sync.names)}")
+        case CatchUp(names=names):
+            return waits(view, now, Reason.SYNC_CATCHES_UP, _names(names), until=now + SOON_S)
+        case TooFew(wanted=wanted, streaming=streaming):
+            return waits(view, now, Reason.TOO_FEW_STANDBYS, f"{streaming} of {wanted}", warning=True)
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "nobody"
