@@ -109,7 +109,11 @@ class LocalFiles:
     def memory(self, member_dir: Path) -> Memory:
         """Leadership and deadlines of another boot are dropped, all else is kept."""
         memory = read_record(member_dir / "keeper.json", Memory) or Memory()
-        return memory if memory.boot == self._boot else replace(memory, boot=self._boot, term=0, renewed_at=0.0, fence_at=0.0)
+        return (
+            memory
+            if memory.boot == self._boot
+            else replace(memory, boot=self._boot, term=0, renewed_at=0.0, fence_at=0.0)
+        )
 
     def keep_memory(self, member_dir: Path, memory: Memory) -> None:
         """Not durable on purpose: written at every renewal, and a power cut ends the engine as well."""

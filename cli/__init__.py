@@ -12,3 +12,9 @@ three lines that say what, of which object, and what to do next, and a traceback
 
 `demo` starts the other parts as processes by their command names; it imports none of them.
 """
+
+import os
+
+# gRPC writes lines of its own to standard error when a connection fails; what went wrong is told by `client` in words.
+# It reads this when it is imported, which is after this line and before any other of the package.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -335,8 +335,8 @@ def _is_lost(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _never_sent(error: grpc.aio.AioRpcError) -> bool:
-    details = error.details() or ""
-    return "failed to connect" in details.lower() or "dns resolution" in details.lower()
+    details = (error.details() or "").lower()
+    return any(mark in details for mark in ("failed to connect", "dns resolution", "errors resolving"))
 
 
 def _tls_problem(error: grpc.aio.AioRpcError) -> str:
@@ -357,6 +357,7 @@ def _words(error: grpc.aio.AioRpcError) -> str:
         ("No route to host", "no route to host"),
         ("Network is unreachable", "network is unreachable"),
         ("DNS resolution failed", "the name cannot be resolved"),
+        ("errors resolving", "the name cannot be resolved"),
         ("Timeout occurred", "no connection within 3 s"),
         ("Connection reset", "connection reset"),
         ("Socket closed", "the connection was closed"),

@@ -39,6 +39,11 @@ def plain(text: object) -> str:
     return _CONTROL.sub(" ", str(text)).strip()
 
 
+def raw(line: str) -> str:
+    """A line of a log: without control characters, its indentation kept."""
+    return _CONTROL.sub(" ", line).rstrip()
+
+
 def say(line: str = "") -> None:
     """One line of the answer."""
     click.echo(line)

@@ -46,9 +46,10 @@ class Session:
 
     def target(self) -> Target:
         """The hub to ask and how: the context, overridden by flags. UserError when something is missing."""
-        file = ContextFile.load(self.config_file)
-        complete = self.hubs and self.token_file and self.ca_file
-        target = Target(name="flags") if complete and not self.context else file.target(self.context)
+        if self.hubs and self.token_file and self.ca_file:
+            target = Target(name=self.context or "flags")
+        else:
+            target = ContextFile.load(self.config_file).target(self.context)
         if self.hubs:
             target = replace(target, hubs=self.hubs)
         if self.token_file:

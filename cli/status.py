@@ -28,7 +28,7 @@ def status_command(session: Session, check: bool) -> None:
     if session.output != "table":
         output.dump({**page, "problems": found}, session.output)
     else:
-        _show(page, found, session.clock.wall())
+        show(page, session.clock.wall())
     if check and found:
         raise click.exceptions.Exit(DEGRADED)
 
@@ -50,7 +50,9 @@ def _pages(page: Page, key: str) -> list[Page]:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def _show(page: Page, found: list[str], wall: float) -> None:
+def show(page: Page, wall: float) -> None:
+    """The overview for people."""
+    found = problems(page)
     if found:
         for line in found:
             output.say(f"{output.tone('!', 'bad')} {line}")
@@ -83,7 +85,11 @@ def _show_instances(instances: list[Page], wall: float) -> None:
         return
     things = [Thing(kind="Instance", name=str(one.get("name")), spec={}, status=one) for one in instances]
     things.sort(key=lambda one: (_rank(one.status), one.name))
-    output.table(["INSTANCE", *instance_page.HEADERS[1:]], [instance_page.row(one, wall) for one in things])
+    rows = [instance_page.row(one, wall) for one in things]
+    for one, row in zip(things, rows, strict=True):
+        if one.status.get("phase") not in WELL:
+            row[-1] = ""  # it stands above
+    output.table(["INSTANCE", *instance_page.HEADERS[1:]], rows)
 
 
 def _rank(page: Page) -> int:

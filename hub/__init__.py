@@ -9,6 +9,6 @@ claim and carries out what the `judges` say. `main` puts it together, and takes 
 
 import os
 
-# gRPC's C core reads this once, when it is first imported. Without it every failed handshake of a stranger writes a line
-# of its own format between the event log's.
+# gRPC's C core reads this once, when it is first imported. Without it every failed handshake of a stranger writes a
+# line of its own format between the event log's.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -13,6 +13,7 @@ Strangers hear only that a token is not good; why not goes to the log.
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -84,7 +85,7 @@ class Authority:
             if found is None:
                 raise MoorageError("the CA has vanished from etcd right after it was written", object=keys.CA)
         ca = _open_ca(found.value, sealer)
-        return Authority(ca, store, mirror, hosts=_hosts(config), clock=clock)
+        return Authority(ca, store, mirror, hosts=server_hosts(config), clock=clock)
 
     # --- certificates ---
 
@@ -149,10 +150,12 @@ class Authority:
         if found is None:
             raise _refused(token.id, node, "unknown")
         record = from_json(JoinToken, found.value, where=keys.token(token.id))
-        reason = _why_not(record, token.secret, node=node, now=self._clock.wall())
+        reason = why_not_good(record, token.secret, node=node, now=self._clock.wall())
         if reason:
             raise _refused(token.id, node, reason)
-        used = to_json(replace(record, used_by=node))
+        # The random part makes this use unlike any other: when an answer of etcd is lost and the transaction is sent
+        # again, nobody takes another machine's use, even under the same name, for its own.
+        used = to_json(replace(record, used_by=f"{node}#{secrets.token_hex(4)}"))
         if not await self._store.commit(txns.put_if(keys.token(token.id), used, revision=found.mod_revision)):
             raise _refused(token.id, node, "used at the same moment")
 
@@ -196,7 +199,7 @@ async def create_operator(store: Store, mirror: Mirror, name: str, role: Operato
 # --- the inside -----------------------------------------------------------------------------------------------------
 
 
-def _why_not(record: JoinToken, secret: str, *, node: str, now: float) -> str:
+def why_not_good(record: JoinToken, secret: str, *, node: str, now: float) -> str:
     """Why the token is not good for this node now; empty = it is."""
     if not identity.secret_fits(secret, record.secret_sha256):
         return "wrong secret"
@@ -234,7 +237,7 @@ def _open_ca(sealed: bytes, sealer: Sealer) -> Identity:
     return Identity(cert_pem=raw["cert_pem"].encode(), key_pem=raw["key_pem"].encode())
 
 
-def _hosts(config: AdvertisedHosts) -> tuple[str, ...]:
+def server_hosts(config: AdvertisedHosts) -> tuple[str, ...]:
     """Hosts of the addresses, each once; a wildcard address names no host."""
     addresses = (config.advertise_agents, config.advertise_operators, config.listen_agents, config.listen_operators)
     hosts = [address.rpartition(":")[0].strip("[]") for address in addresses if address]

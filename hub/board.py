@@ -7,8 +7,8 @@ agents with one identity notice each other. A poll reads memory only, never etcd
 A change in the mirror touches nodes: the named ones, and all that share an instance with them or with a named instance.
 Only these are looked at again, and only those whose state did change are answered, so a write wakes exactly whom it
 concerns. The few nodes of one instance are answered in the same turn of the event loop. A change that touches the fleet
-is worked off in slices: each answer brings a new poll (about 0.4 ms of this process together), and answering all at once
-would starve everybody's heartbeats.
+is worked off in slices: each answer brings a new poll (about 0.4 ms of this process together), and answering all at
+once would starve everybody's heartbeats.
 
 The core is synchronous: one future a waiting poll, one timer a waiting poll, one timer for the slices. States are
 assembled when first asked for and kept until touched.

@@ -30,7 +30,7 @@ assert LOOK_EVERY_S + CALL_TIMEOUT_S < TTL_S, "one lost renewal must not lose th
 log = EventLog("hub.claims")
 
 
-class ClaimLost(MoorageError):  # noqa: N818 - it is news, not a mistake
+class ClaimLost(MoorageError):
     """The lease of the claim has gone."""
 
     code = "claim-lost"
@@ -84,7 +84,7 @@ class Claim:
         """Wait until the claim is free, and take it."""
         while True:
             try:
-                holding = await self._try()
+                holding = await self.take_if_free()
             except (UnavailableError, LeaseGone, TimeoutError) as error:
                 log.debug("claim_not_tried", work=self._work, error=str(error))
             else:
@@ -92,7 +92,8 @@ class Claim:
                     return holding
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def _try(self) -> Holding | None:
+    async def take_if_free(self) -> Holding | None:
+        """One attempt; None when somebody else has it. Raises what etcd's absence raises."""
         async with asyncio.timeout(CALL_TIMEOUT_S):
             if await self._client.get(self._key) is not None:
                 return None
@@ -108,7 +109,7 @@ class Claim:
         return None
 
     async def _keep(self, holding: Holding) -> None:
-        """Renew the lease until that fails for good."""
+        """Renew the lease until that fails for good, or the key is not ours any more (somebody may have removed it)."""
         good_until = self._clock.now() + TTL_S
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
@@ -116,12 +117,16 @@ class Claim:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     await self._client.keepalive(holding.lease_id)
+                    found = await self._client.get(self._key)
                 good_until = sent_at + TTL_S
             except LeaseGone as error:
                 raise ClaimLost("the lease has expired", object=self._work) from error
             except (UnavailableError, TimeoutError) as error:
                 if self._clock.now() >= good_until:
                     raise ClaimLost("the lease could not be renewed in time", object=self._work) from error
+                continue
+            if found is None or found.create_revision != holding.created:
+                raise ClaimLost("the key of the claim was removed", object=self._work)
 
     async def _give_up(self, holding: Holding) -> None:
         await self._revoke(holding.lease_id)

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from core.clock import Clock
 from core.codec import first_problem
-from core.errors import MoorageError, UnavailableError
+from core.errors import MoorageError, TimedOutError, UnavailableError
 from core.ids import InstanceRef
 from core.log import EventLog
 from core.records import Event, to_json
@@ -50,6 +50,9 @@ CATCH_UP_TIMEOUT_S = 10.0
 # The longest chain (drop, join, status) has three steps. More in a row means that two judgements contradict each other;
 # then the tick slows them down.
 STEPS_MAX = 8
+
+# Etcd does not answer, or this hub's copy of it does not keep up: nothing to do but wait.
+_AWAY = (UnavailableError, TimedOutError)
 
 log = EventLog("hub.controllers")
 
@@ -119,9 +122,8 @@ class Controllers:
         await Claim(hub.client, hub.clock, work=WORK, hub=hub.config.name).run(self._control)
 
     async def _control(self, holding: Holding) -> None:
-        """The loop of the holder. It begins with all that its predecessor wrote, and knows nothing else."""
-        self._due, self._memory, self._orphans = _Due(), health.Memory(), frozenset()
-        self._in_control = True
+        """The loop of the holder."""
+        self.begin()
         try:
             while True:
                 self._wake.clear()
@@ -130,11 +132,16 @@ class Controllers:
         finally:
             self._in_control = False
 
+    def begin(self) -> None:
+        """Start with all that the predecessor wrote, and know nothing else; listen to changes from now on."""
+        self._due, self._memory, self._orphans = _Due(), health.Memory(), frozenset()
+        self._in_control = True
+
     async def _look_if_etcd_is_there(self, holding: Holding) -> None:
         try:
             await self._mirror.reached(holding.created, CATCH_UP_TIMEOUT_S)
             await self.look(holding)
-        except UnavailableError as error:
+        except _AWAY as error:
             if not self._etcd_away:
                 log.warning("control_suspended", reason=str(error))
             self._etcd_away = True
@@ -164,7 +171,7 @@ class Controllers:
     # --- one look -----------------------------------------------------------------------------------------------------
 
     async def look(self, holding: Holding) -> None:
-        """Judge everything that is due, and write all steps that follow. Raises UnavailableError when etcd is away."""
+        """Judge everything that is due, and write all steps that follow. Raises what etcd's absence raises."""
         now = self._hub.clock.now()
         if now >= self._due.silence_at:
             self._due.silence_at = now + TICK_S
@@ -197,21 +204,21 @@ class Controllers:
                 yield ref
 
     async def _settle(self, ref: InstanceRef, holding: Holding) -> None:
-        """Write steps until nothing is due to the instance."""
-        for _ in range(STEPS_MAX):
-            try:
+        """Write steps until nothing is due to the instance. What fails for one instance does not stop the others."""
+        try:
+            for _ in range(STEPS_MAX):
                 await self._ensure_secrets(ref)
-            except UnavailableError:
-                raise
-            except MoorageError as error:
-                log.error("secrets_not_made", instance=str(ref), error=str(error))
-                return
-            step = self._next(ref)
-            if step is None:
-                return
-            if not await self._write(step, holding):
-                break
-        # Refused, or unusually long: the mirror's next change or the tick brings it back.
+                step = self._next(ref)
+                if step is None:
+                    return
+                if not await self._write(step, holding):
+                    break
+        except _AWAY:
+            raise
+        except MoorageError as error:
+            log.error("instance_not_settled", instance=str(ref), error=str(error))
+            return
+        # Refused, or unusually long: the tick brings it back.
         self._due.instances.add(ref)
 
     def _next(self, ref: InstanceRef) -> Step | None:

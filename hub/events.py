@@ -17,6 +17,7 @@ from hub.etcd.store import Store
 
 EVENTS_MAX = 10_000  # about 3 MiB of etcd
 EVENTS_AGE_S = 7 * 86400
+KEY_STEP_S = 0.002  # two milliseconds differ by one at least, however floats are rounded
 TRIM_BATCH = 100  # etcd takes 128 operations in one transaction unless told otherwise
 MESSAGE_MAX = 2000  # characters; what is longer belongs into a log
 
@@ -26,17 +27,20 @@ log = EventLog("hub.events")
 
 
 class EventWriter:
-    """Writes this hub's events."""
+    """Writes this hub's events. Invariant: each is later than the one before by more than a millisecond, so that their
+    keys, which are made from milliseconds, keep them in the order in which they happened."""
 
     def __init__(self, store: Store, hub: str, *, clock: Clock | None = None) -> None:
         self._store = store
         self._hub = hub
         self._clock = clock or SystemClock()
+        self._last_at = 0.0
 
     async def emit(self, event: str, object: str, message: str = "", severity: Severity = "info") -> None:
         """Append an event. `event` is snake_case past tense, `object` such as node/n1, project/demo or demo/orders."""
+        self._last_at = max(self._clock.wall(), self._last_at + KEY_STEP_S)
         record = Event(
-            at=self._clock.wall(),
+            at=self._last_at,
             event=event,
             object=object,
             severity=severity,

@@ -2,9 +2,9 @@
 
 The hub judges nothing by itself. It fills the transactions of `hub.etcd.txns` with the revisions of its mirror, and the
 mirror may lag. So a transaction that fails proves only that the mirror was old, and so may a refusal: it is given only
-when etcd says that the mirror is right. Then the request is looked at again, and either the rule still allows it (nobody
-leads, the term is the one the agent decided on) or the answer is no, with who leads instead. A few rounds at most;
-somebody else's progress made each of them fail.
+when etcd says that the mirror is right. Then the request is looked at again, and either the rule still allows it
+(nobody leads, the term is the one the agent decided on) or the answer is no, with who leads instead. A few rounds at
+most; somebody else's progress made each of them fail.
 
 A request whose answer was lost may be repeated. `acquire` by the member that already leads in exactly the term it asks
 for renews the lease and says yes again; `release` of what is released already says no, and nothing is lost by that.
@@ -15,7 +15,6 @@ time to live counted from when the agent sent it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -114,7 +113,11 @@ class Leadership:
                 change=replace(change, at=self._clock.wall()),
                 node_revision=known.mod_revision,
             )
-            if await self._store.commit(txn):
+            try:
+                acquired = await self._store.commit(txn)
+            except LeaseGone:
+                acquired, fresh_lease = False, 0
+            if acquired:
                 log.info("leadership_acquired", instance=str(me.instance), member=me.member, term=after_term + 1)
                 return Acquired(acquired=True, term=after_term + 1, lease_id=fresh_lease)
         return _not_acquired(*self._present(me.instance))
@@ -180,8 +183,8 @@ class Leadership:
 
     # --- heartbeats ---
 
-    async def renew(self, node: str, instances: Sequence[InstanceRef], lease_id: int, *, within_s: float) -> Renewal:
-        """Renew the node's lease; `instances` are those with a member on it. Never longer than `within_s`."""
+    async def renew(self, node: str, instances: Sequence[InstanceRef], lease_id: int) -> Renewal:
+        """Renew the node's lease; `instances` are those with a member on it. UNCONFIRMED while etcd is away."""
         leading = []
         for instance in instances:
             leader = self._mirror.leaders.get(instance)
@@ -190,23 +193,29 @@ class Leadership:
                     raise _foreign_lease(node)
                 leading.append(_key_of(instance, leader))
         try:
-            async with asyncio.timeout(within_s):
-                return await self._leases.renew(lease_id, leading)
-        except (UnavailableError, TimeoutError):
+            return await self._leases.renew(lease_id, leading)
+        except UnavailableError:
             return Renewal.UNCONFIRMED
 
-    async def standings(self, instances: Sequence[InstanceRef]) -> list[Standing]:
-        """Who leads each instance, and for how long at least. Asks etcd only about leases other hubs renew."""
-        found = []
+    async def look_up(self, instances: Sequence[InstanceRef]) -> None:
+        """Ask etcd about the leaders' leases that other hubs renew, for `standings`. May be cut short."""
         for instance in instances:
             leader = self._mirror.leaders.get(instance)
-            if leader is None:
-                found.append(Standing(instance=instance))
-                continue
-            record = leader.record
-            remaining_s = await self._leases.remaining_s(record.lease_id, _key_of(instance, leader))
-            found.append(Standing(instance=instance, term=record.term, member=record.member, remaining_s=remaining_s))
-        return found
+            if leader is not None:
+                await self._leases.look_up(leader.record.lease_id, _key_of(instance, leader))
+
+    def standings(self, instances: Sequence[InstanceRef]) -> list[Standing]:
+        """Who leads each instance, and for how long at least as far as is known."""
+        return [self._standing(instance) for instance in instances]
+
+    def _standing(self, instance: InstanceRef) -> Standing:
+        leader = self._mirror.leaders.get(instance)
+        if leader is None:
+            return Standing(instance=instance)
+        remaining_s = self._leases.remaining_s(leader.record.lease_id)
+        return Standing(
+            instance=instance, term=leader.record.term, member=leader.record.member, remaining_s=remaining_s
+        )
 
     # --- the inside ---
 
@@ -240,7 +249,9 @@ class Leadership:
         """Whether etcd has just these records now (a linearizable read); if not, the mirror has caught up on return."""
         revision = leader.mod_revision if leader is not None else 0
         same = [txns.ModIs(keys.leader(instance), revision), txns.ModIs(keys.ha(instance), ha.mod_revision)]
-        return await self._store.commit(txns.all_of(same, []))
+        read = txns.all_of(same, [])
+        # The store waits for the mirror, which a read that finds nothing new must not: it makes no revision of its own.
+        return (await self._client.commit(read)).succeeded or await self._store.commit(read)
 
     def _refuse_foreign_lease(self, node: str, lease_id: int) -> None:
         """No node may hang its leadership on another node's life."""
@@ -265,8 +276,13 @@ def _not_acquired(leader: Versioned[LeaderRecord] | None, ha: Versioned[HaRecord
 
 
 def _changed(ha: HaRecord, change: HaChange, me: MemberRef, *, wall: float) -> HaRecord:
-    """The ha record with the change made. ConflictError for another system identifier: that is another database."""
-    if change.sync is not None:
+    """The ha record with the change made. ConflictError for a sync record that was overtaken by a later one of its term,
+    and for another system identifier: that is another database."""
+    if change.sync is not None and change.sync != ha.sync:
+        if change.sync.seq <= ha.sync.seq:
+            raise ConflictError(
+                f"the sync record {change.sync.seq} comes late: {ha.sync.seq} is in force", object=str(me.instance)
+            )
         ha = replace(ha, sync=change.sync)
     if change.system_id and change.system_id != ha.system_id:
         if ha.system_id:

@@ -5,7 +5,11 @@ anything here happens. Here the lease is kept alive, and only after that answer 
 *started* that must find every leader key of the lease in the same life as before. A keepalive alone proves nothing: an
 etcd leader that hangs goes on confirming keepalives which its successor does not honour (etcd #15247); such a leader
 cannot answer a linearizable read. The read is a transaction of compares without writes: one request however many keys,
-and no disk write.
+and no disk write. A confirmation speaks for the leader keys that this hub knows to hang on the lease, and no others.
+
+A lease that carries no leader key is not renewed. Nobody has a reason to rely on it, and somebody who does so all the
+same (its key was deleted under it) is told nothing that would let him go on; the lease runs out, and the next
+leadership gets a new one.
 
 Why `remaining_s` is a lower bound. For a lease renewed here it is counted from before the confirmed keepalive was sent,
 when the lease had its full time to live at the earliest. For a lease renewed at another hub etcd is asked for the time
@@ -24,13 +28,11 @@ from enum import Enum
 
 from core.clock import Clock
 from core.errors import UnavailableError
-from hub.etcd import keys
 from hub.etcd.client import EtcdClient
 from hub.etcd.errors import LeaseGone
 from hub.etcd.txns import CreatedIs, Txn
 
 ASK_EVERY_S = 1.0  # of etcd, for a lease that another hub renews; agents beat every TTL/3 = 2 s
-ASK_TIMEOUT_S = 1.0  # a heartbeat does not wait longer to learn about others' leases
 FORGET_AFTER_S = 60.0
 COMPARES_MAX = 100  # etcd takes at most 128 in one transaction
 
@@ -39,7 +41,7 @@ class Renewal(Enum):
     """What became of a renewal."""
 
     CONFIRMED = "etcd renewed it, and the leader keys were still there afterwards"
-    UNCONFIRMED = "not shown: a leader key has gone or changed meanwhile"
+    UNCONFIRMED = "not shown: a leader key has gone or changed, or there is none"
     GONE = "the lease does not exist any more"
 
 
@@ -70,6 +72,8 @@ class LeaseBook:
 
     async def renew(self, lease_id: int, leader_keys: Sequence[CreatedIs]) -> Renewal:
         """Renew a node's lease. `leader_keys` are the leader keys it carries, each in the life it was seen in."""
+        if not leader_keys:
+            return Renewal.UNCONFIRMED if await self._client.time_to_live(lease_id) > 0 else Renewal.GONE
         started = self._clock.now()
         try:
             ttl_s = await self._client.keepalive(lease_id)
@@ -81,26 +85,24 @@ class LeaseBook:
         self._lines[lease_id] = _Line(until=started + ttl_s, ask_after=started + ttl_s / 2)
         return Renewal.CONFIRMED
 
-    async def remaining_s(self, lease_id: int, leader_key: CreatedIs) -> float:
-        """Seconds from now that the lease under `leader_key` lasts at least; 0 = unknown, or over."""
+    def remaining_s(self, lease_id: int) -> float:
+        """Seconds from now that the lease lasts at least; 0 = unknown, or over. Call `look_up` before."""
         line = self._lines.get(lease_id)
-        if line is None or self._clock.now() >= line.ask_after:
-            line = await self._asked(lease_id, leader_key)
-        return max(0.0, line.until - self._clock.now())
+        return max(0.0, line.until - self._clock.now()) if line is not None else 0.0
 
-    async def _asked(self, lease_id: int, leader_key: CreatedIs) -> _Line:
+    async def look_up(self, lease_id: int, leader_key: CreatedIs) -> None:
+        """Ask etcd about the lease under `leader_key`, unless what is known is fresh. Never raises for etcd's sake."""
+        line = self._lines.get(lease_id)
+        if line is not None and self._clock.now() < line.ask_after:
+            return
         # Held over the question to etcd: of many heartbeats that want to know one lease, one asks, the others wait.
         lock = self._asking.setdefault(lease_id, asyncio.Lock())
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S), lock:
-                known = self._lines.get(lease_id)
-                if known is not None and self._clock.now() < known.ask_after:
-                    return known
-                return await self._ask(lease_id, leader_key)
-        except TimeoutError:
-            return self._lines.get(lease_id, _Line(0.0, 0.0))
+        async with lock:
+            line = self._lines.get(lease_id)
+            if line is None or self._clock.now() >= line.ask_after:
+                await self._ask(lease_id, leader_key)
 
-    async def _ask(self, lease_id: int, leader_key: CreatedIs) -> _Line:
+    async def _ask(self, lease_id: int, leader_key: CreatedIs) -> None:
         started = self._clock.now()
         known = self._lines.get(lease_id)
         until = known.until if known is not None else 0.0
@@ -109,13 +111,10 @@ class LeaseBook:
             until = max(until, started + left_s) if await self._still_there([leader_key]) else 0.0
         except UnavailableError:
             pass  # what was known before still holds: it runs out by itself
-        line = self._lines[lease_id] = _Line(until, started + ASK_EVERY_S)
-        return line
+        self._lines[lease_id] = _Line(until, started + ASK_EVERY_S)
 
     async def _still_there(self, leader_keys: Sequence[CreatedIs]) -> bool:
         """Whether a linearizable read, started now, finds all keys in the life given."""
-        if not leader_keys:
-            return await self._client.get(keys.STORE_ID) is not None
         for start in range(0, len(leader_keys), COMPARES_MAX):
             read = Txn(compares=tuple(leader_keys[start : start + COMPARES_MAX]), then=())
             if not (await self._client.commit(read)).succeeded:

@@ -81,15 +81,19 @@ class Operations:
         await self._hub.events.emit("project_deleted", f"project/{name}", f"by {operator.name}")
 
     async def delete_node(self, operator: Operator, name: str) -> None:
-        """Remove a node without members. Its certificate is worth nothing from then on: every call of an agent checks
-        that its node is there."""
+        """Remove a node. Its certificate is worth nothing from then on: every call of an agent checks that its node is
+        there. A node with members must be silent, a machine that is dead: the controllers then give its members up."""
+        left: list[str] = []
 
         def judge() -> txns.Txn:
+            nonlocal left
             known = self._node(name)
             left = sorted(str(ref) for node, ref in self._hub.mirror.members if node == name)
-            if left:
+            if left and name not in self._hub.mirror.silent:
                 raise ConflictError(
-                    f"node still has {_some(left)}", object=name, hint="Cordon it, and delete or move its members."
+                    f"node is alive and has {_some(left)}",
+                    object=name,
+                    hint="Delete these first; a machine that is dead can be removed once it is silent.",
                 )
             doomed = (
                 txns.Delete(keys.node(name)),
@@ -99,7 +103,8 @@ class Operations:
             return txns.all_of([txns.ModIs(keys.node(name), known.mod_revision)], doomed)
 
         await self._settle(judge, name)
-        await self._hub.events.emit("node_removed", f"node/{name}", f"by {operator.name}", "warning")
+        message = f"by {operator.name}, with {_some(left)} on it" if left else f"by {operator.name}"
+        await self._hub.events.emit("node_removed", f"node/{name}", message, "warning")
 
     # --- instances ---
 
@@ -223,8 +228,8 @@ class Operations:
 
     def _check_target(self, ref: InstanceRef, target: str, *, primary: str) -> None:
         """ConflictError unless the target, or with none any replica, could become primary now."""
-        others = {
-            member.member: (node, desired.record)
+        others: dict[str, tuple[str, MemberDesired]] = {
+            str(member.member): (node, desired.record)
             for (node, member), desired in self._hub.mirror.members.items()
             if member.instance == ref and member.member != primary
         }

@@ -34,6 +34,10 @@ LEAVE_WITHIN_S = 2.0
 log = EventLog("hub.presence")
 
 
+class NameTakenError(ConflictError):
+    """Two hubs run under one name."""
+
+
 class Presence:
     """Publishes this hub while `run` runs."""
 
@@ -57,14 +61,14 @@ class Presence:
         self._lease_id = 0
 
     async def run(self) -> None:
-        """For ever; etcd's absence is waited out. ConflictError when another living hub has this name."""
+        """For ever; etcd's absence is waited out. NameTakenError when another living hub has this name."""
         backoff = Backoff(base_s=0.5, cap_s=5.0, uniform=random.uniform)
         while True:
             try:
                 await self._appear()
                 backoff.reset()
                 await self._stay()
-            except ConflictError:
+            except NameTakenError:
                 raise
             except MoorageError as error:
                 log.warning("hub_record_lost", hub=self._config.name, error=str(error))
@@ -83,7 +87,7 @@ class Presence:
 
     async def _appear(self) -> None:
         self._lease_id = await self._client.grant(TTL_S)
-        await self._store.commit(txns.all_of([], [txns.Delete(self._key)]))
+        await self._client.commit(txns.all_of([], [txns.Delete(self._key)]))
         await self._publish(self._heard(), revision=0)
         log.info("hub_record_written", hub=self._config.name)
 
@@ -111,7 +115,7 @@ class Presence:
         )
         txn = txns.put_if(self._key, to_json(record), revision=revision, lease_id=self._lease_id)
         if not await self._store.commit(txn):
-            raise ConflictError(
+            raise NameTakenError(
                 "another hub writes under this name",
                 object=f"hub/{self._config.name}",
                 hint="Give each hub its own `name` in its configuration.",

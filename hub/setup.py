@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from core.log import EventLog
 from core.sealing import Sealer, create_key_file
 from hub.authority import Authority, create_operator
 from hub.config import HubConfig
-from hub.etcd import keys, txns
+from hub.etcd import keys
 from hub.etcd.client import EtcdClient
 from hub.etcd.mirror import Mirror
-from hub.etcd.store import Store
+from hub.etcd.store import Store, ensure_store_id
 
 SYNC_WITHIN_S = 30.0
 
@@ -40,7 +39,7 @@ class Prepared:
 async def prepare(config: HubConfig, client: EtcdClient, *, new_admin: bool = False) -> Prepared:
     """Make what is missing. `new_admin` makes another admin's token even if there are operators."""
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    store_id = await _store_id(client)
+    store_id = await ensure_store_id(client)
     made_key = await _seal_key(config, client)
     mirror = Mirror(client)
     async with asyncio.TaskGroup() as group:
@@ -53,15 +52,6 @@ async def prepare(config: HubConfig, client: EtcdClient, *, new_admin: bool = Fa
         made_token = await _admin_token(config, store, mirror, new_admin=new_admin)
         following.cancel()
     return Prepared(store_id=store_id, made_seal_key=made_key, made_admin_token=made_token)
-
-
-async def _store_id(client: EtcdClient) -> str:
-    fresh = secrets.token_hex(8)
-    if (await client.commit(txns.put_if(keys.STORE_ID, fresh.encode(), revision=0))).succeeded:
-        log.info("store_id_made", store_id=fresh)
-    found = await client.get(keys.STORE_ID)
-    assert found is not None, "the store id was there a moment ago"
-    return found.value.decode()
 
 
 async def _seal_key(config: HubConfig, client: EtcdClient) -> bool:

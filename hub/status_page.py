@@ -224,7 +224,7 @@ def member_page(scene: Scene, node: str, ref: MemberRef) -> Page:
     seen = known.record if known is not None else None
     where = scene.contents.nodes.get(node)
     page: Page = {
-        "member": ref.member,
+        "name": ref.member,
         "node": node,
         "address": where.record.address if where is not None else "",
         "zone": where.record.zone if where is not None else "",

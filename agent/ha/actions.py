@@ -229,6 +229,7 @@ class Reason(Enum):
     OUTDATED = "nobody leads, and this member's data is of an earlier leader than the last"
     PROMISED = "nobody leads, but this member has promised the last primary to wait"
     MAY_HAVE_PROMISED = "nobody leads, but this agent is too young to know what it has promised"
+    LOST_TOUCH = "nobody leads, and this member lost the last leader's stream while that still led: its lag is unknown"
     STANDS_BACK = "gave the leadership up and lets others stand first"
     STARTS_TO_STAND = "nobody leads, starts as replica of nobody to learn its position"
     POSITION_UNKNOWN = "nobody leads, waits to learn its own position"

@@ -23,6 +23,7 @@ from agent.ha.election import may_grant
 from agent.ha.leaseclock import LeaseClock
 from agent.ha.operations import Operations
 from agent.ha.performer import Performer
+from agent.ha.syncset import Settling, settle
 from agent.ha.view import Engine, EngineState, Fork, OperationKind, View
 from agent.local import Memory
 from agent.peer import position_message
@@ -31,8 +32,8 @@ from agent.routing import CLIENT_MARGIN_S, LeaderTrust, route_of
 from core.errors import MoorageError, words
 from core.ids import MemberRef
 from core.log import EventLog
-from core.positions import WalPosition
-from core.records import InstanceView, MemberDesired, MemberSecrets
+from core.positions import Lsn, WalPosition
+from core.records import InstanceView, MemberDesired, MemberSecrets, SyncRecord
 from core.routes import Route
 from core.status import Role
 from protos.v1 import agent_pb2, peer_pb2
@@ -59,8 +60,12 @@ class Facts:
     probed_at: float = 0.0
     forks: tuple[Fork, ...] = ()  # of the timeline of `forks_of`
     forks_of: str = ""
-    released_at: float = 0.0
+    fenced_at: float = 0.0
     not_streaming_since: float = 0.0
+    switchover_since: float = 0.0
+    sync_sent: SyncRecord | None = None  # in the term `sync_sent_in`
+    sync_sent_in: int = 0
+    settling: Settling | None = None
 
 
 class Keeper:
@@ -206,7 +211,7 @@ class Keeper:
         if self.engine.state in (EngineState.RUNNING, EngineState.STARTING, EngineState.UNRESPONSIVE):
             self._watch_death(group)
         now = self.node.clock.now()
-        self._note_leaderless(now)
+        self._note_since_when(now)
         decision = decide(self.view(), now)
         self._log(decision)
         for action in decision.actions:
@@ -243,6 +248,13 @@ class Keeper:
             leaderless_since=facts.leaderless_since,
             ballot_term=facts.ballot_term,
             ballot_position=facts.ballot_position,
+            spent_term=self.lease.spent,
+            fenced_at=facts.fenced_at,
+            not_streaming_since=facts.not_streaming_since,
+            probed_at=facts.probed_at,
+            switchover_since=facts.switchover_since,
+            sync_sent=facts.sync_sent if facts.sync_sent_in == self.lease.lease().term else None,
+            sync_base=facts.settling.base if facts.settling else Lsn(),
         )
 
     def _hand_to_driver(self) -> None:
@@ -280,12 +292,19 @@ class Keeper:
 
         group.create_task(watch(), name=f"death of {self.ref}")
 
-    def _note_leaderless(self, now: float) -> None:
-        leaderless = self.instance is not None and self.instance.leader is None
-        if not leaderless:
-            self.facts.leaderless_since = 0.0
-        elif not self.facts.leaderless_since:
-            self.facts.leaderless_since = now
+    def _note_since_when(self, now: float) -> None:
+        """What the rules ask the age of."""
+        facts, engine, instance = self.facts, self.engine, self.instance
+        leaderless = instance is not None and instance.leader is None
+        facts.leaderless_since = (facts.leaderless_since or now) if leaderless else 0.0
+        asked = instance is not None and instance.ha.switchover is not None
+        facts.switchover_since = (facts.switchover_since or now) if asked else 0.0
+        apart = engine.state is EngineState.RUNNING and engine.role is Role.REPLICA and not engine.streaming
+        facts.not_streaming_since = (facts.not_streaming_since or now) if apart else 0.0
+        if engine.state is EngineState.RUNNING:
+            facts.fenced_at = 0.0
+        primary = engine.state is EngineState.RUNNING and engine.role is Role.PRIMARY
+        facts.settling = settle(facts.settling, engine.sync, engine.position.lsn, now) if primary else None
 
     def _log(self, decision: Decision) -> None:
         last = self._decision

@@ -21,6 +21,7 @@ from agent.ha.view import EngineState, View
 from core.records import HaRecord
 from core.status import Role
 
+TOUCH_S = 4.0  # etcd may take a second to end a lease, the hub and this agent some more to tell and hear of it
 STAND_BACK_S = 3.0  # of a leader that let go: an election among the others takes a second
 VOTE_AGAIN_S = 0.5  # a ballot that does not show in the view is cast again
 
@@ -65,7 +66,16 @@ def _not_able(view: View, now: float) -> Decision | None:
         return act(Fence(), Reason.ENGINE_HUNG, now, warning=True)
     if engine.role is not Role.REPLICA and ha.leader != view.me:
         return waits(view, now, Reason.OUTDATED, ha.leader, warning=True)
+    if ha.sync.mode == "async" and ha.leader != view.me and _lost_touch(view):
+        return waits(view, now, Reason.LOST_TOUCH, ha.leader, warning=True)
     return None
+
+
+def _lost_touch(view: View) -> bool:
+    """The stream ended longer ago than a lease lasts, so the leader went on without this member for a while."""
+    if view.streamed_at is None:
+        return False  # this agent is younger than the leadership's end, or has never seen a stream: nothing is known
+    return view.leaderless_since - view.streamed_at > view.ttl_s + TOUCH_S
 
 
 def _not_yet(view: View, now: float) -> Decision | None:

@@ -114,12 +114,11 @@ def _primary(view: View, now: float) -> Decision:
         return waits(view, now, Reason.STEADY_PRIMARY, "the hub does not answer", warning=True)
     if not is_confirmed(view):
         return waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
-    return (
-        _identity(view, now)
-        or _switchover(view, now)
-        or _sync_set(view, now)
-        or waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
-    )
+    duties = [_identity(view, now), _switchover(view, now), _sync_set(view, now)]
+    pending = [duty for duty in duties if duty is not None]
+    steady = waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
+    # A duty that only waits holds up no other.
+    return next((duty for duty in pending if duty.actions), pending[0] if pending else steady)
 
 
 def _identity(view: View, now: float) -> Decision | None:

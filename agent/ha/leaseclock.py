@@ -91,7 +91,7 @@ class LeaseClock:
             self._granted_until = max(self._granted_until, asked_at + promise_s - margin_s(promise_s))
 
     def released(self) -> None:
-        """Call *before* a Release is sent: from now on this term is led no more, whether or not the hub learns of it."""
+        """Call *before* a Release is sent: from now on this term is led no more, even if the hub never learns."""
         self._spend()
 
     def _spend(self) -> None:

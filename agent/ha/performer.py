@@ -16,6 +16,7 @@ from agent.ha.actions import (
     AskPeers,
     CastBallot,
     Clone,
+    Detach,
     EndSwitchover,
     Fence,
     Follow,
@@ -57,7 +58,7 @@ class Performer:
         self._keeper = keeper
         self._node = keeper.node
 
-    async def perform(self, action: Action) -> None:  # noqa: C901 - one flat branch an action
+    async def perform(self, action: Action) -> None:  # noqa: C901, PLR0912 - one flat branch an action
         """Start or do it. Failures are logged, never raised."""
         try:
             match action:
@@ -81,7 +82,7 @@ class Performer:
                 case CastBallot():
                     await self._cast_ballot(action)
                 case RecordSync():
-                    await self._update_ha(action.term, sync_json=to_json(action.sync))
+                    await self._record_sync(action)
                 case RecordSystemId():
                     await self._update_ha(action.term, system_id=action.system_id)
                 case EndSwitchover():
@@ -90,6 +91,8 @@ class Performer:
                     await self._keeper.driver.apply_sync(action.sync)
                 case Follow():
                     await self._follow(action.leader)
+                case Detach():
+                    await self._keeper.driver.follow(None)
                 case AskPeers():
                     await self._ask_peers(action.term)
                 case ProbeTimeline():
@@ -168,6 +171,7 @@ class Performer:
         self._node.routes_changed()
 
     async def _fence(self) -> None:
+        self._keeper.facts.fenced_at = self._node.clock.now()
         await self._keeper.driver.fence(FENCE_WITHIN_S)
         self._node.reporter.event(
             "fenced", str(self._keeper.ref), "the engine was stopped: it may no longer lead", severity="warning"
@@ -236,7 +240,6 @@ class Performer:
         )
         # Spent before it is sent: the request may take effect however its answer fares.
         keeper.lease.released()
-        keeper.facts.released_at = self._node.clock.now()
         keeper.remember_lease()
         answer = await self._node.link.call(lambda stub: stub.Release, request, timeout_s=HUB_TIMEOUT_S)
         log.info("leadership_released", member=str(keeper.ref), term=term, to=target, was_ours=answer.released)
@@ -265,6 +268,11 @@ class Performer:
         answer = await self._node.link.call(lambda stub: stub.UpdateHa, request, timeout_s=HUB_TIMEOUT_S)
         if not answer.updated:
             log.warning("ha_update_refused", member=str(self._keeper.ref), term=term)
+
+    async def _record_sync(self, action: RecordSync) -> None:
+        facts = self._keeper.facts
+        facts.sync_sent, facts.sync_sent_in = action.sync, action.term
+        await self._update_ha(action.term, sync_json=to_json(action.sync))
 
     async def end_switchover(self, term: int, request_id: str, note: str) -> None:
         """Clear the request; `note` goes into the history."""

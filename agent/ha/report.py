@@ -64,11 +64,9 @@ def _running(keeper: Keeper) -> Told:
         return MemberState.STARTING, "NotLeader", "the engine is primary, but the leadership is not held"
     leader = keeper.instance.leader if keeper.instance else None
     if leader is None or (engine.streaming and engine.upstream == leader.member):
-        keeper.facts.not_streaming_since = 0.0
         return MemberState.RUNNING, "SettingsProblem" if problem else "", problem
-    now = keeper.node.clock.now()
-    since = keeper.facts.not_streaming_since = keeper.facts.not_streaming_since or now
-    if now - since < STREAM_GRACE_S:
+    since = keeper.facts.not_streaming_since
+    if not since or keeper.node.clock.now() - since < STREAM_GRACE_S:
         return MemberState.STARTING, "Connecting", f"connects to {leader.member}"
     return MemberState.LAGGING, "NotStreaming", f"does not stream from {leader.member}"
 

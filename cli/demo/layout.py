@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,8 @@ ETCD_OFFSET = 79  # 27379 looks like etcd's own 2379
 INSTANCE_PORTS = 75
 BASES = range(20000, 30000, BLOCK)  # below the ports that kernels give to outgoing connections
 HUB_ADDRESS = "127.0.0.1"
+LOCK = "demo.lock"
+PASS_THROUGH = stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH  # the engines' user must get through, not look around
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ class Layout:
             raise UserError("the path is too long", object=str(self.root), hint=hint)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            os.chmod(self.root, 0o711)  # the engines' user must get through, and need not look around
+            os.chmod(self.root, PASS_THROUGH)
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot be made: {error.strerror}", object=str(self.root)) from error
@@ -176,18 +179,19 @@ class Layout:
         os.replace(temporary, self.root / "demo.json")
 
     def clear(self) -> None:
-        """Remove the folder with everything in it; only if it is a demo's."""
-        if not self.root.exists():
-            return
-        if any(self.root.iterdir()) and not (self.root / "demo.json").exists():
+        """Empty the folder, but for the lock that we hold; only if it is a demo's."""
+        found = [entry for entry in self.root.iterdir() if entry.name != LOCK] if self.root.exists() else []
+        if found and not any(entry.name == "demo.json" for entry in found):
             raise UserError("is not empty, and no demo was ever run there", object=str(self.root))
-        shutil.rmtree(self.root)
+        for entry in found:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        self.memory = Memory()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; ConflictError when another demo runs there."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "demo.lock", "a+") as lock:
+        with open(self.root / LOCK, "a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -203,9 +207,13 @@ class Layout:
 
 def write_yaml(path: Path, content: dict[str, Any], *, mode: int = 0o644) -> None:
     """Write a file of the demo whole."""
+    write_text(path, yaml.safe_dump(content, sort_keys=False), mode=mode)
+
+
+def write_text(path: Path, text: str, *, mode: int) -> None:
     temporary = path.with_suffix(".new")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
-        yaml.safe_dump(content, file, sort_keys=False)
+        file.write(text)
     os.replace(temporary, path)
 
 

@@ -108,7 +108,9 @@ def engine_user(engine: Engine) -> str | None:
         return None
     name = next((name for name in ("postgres", "nobody") if _exists(name)), None)
     if name is None:
-        raise UserError("there is no user postgres or nobody to run engines as", hint="PostgreSQL does not run as root.")
+        raise UserError(
+            "there is no user postgres or nobody to run engines as", hint="PostgreSQL does not run as root."
+        )
     for folder in (engine.bin_dir, *engine.bin_dir.parents):
         if not folder.stat().st_mode & 0o001:
             what = f"user {name} cannot enter {folder}, where the engine is"

@@ -164,6 +164,17 @@ def update_ha(ref: InstanceRef, *, leader_created: int, ha_revision: int, next_h
     )
 
 
+def with_sync(ha: HaRecord, sync: SyncRecord) -> HaRecord | None:
+    """The record with `sync` for `update_ha`; None when a later one of this term is there already.
+
+    A request may be held up on its way for seconds, while its sender has gone on to another set and told the engine so.
+    What comes late must not bring the old claim back: it would be false by then.
+    """
+    if sync.seq < ha.sync.seq or (sync.seq == ha.sync.seq and sync != ha.sync):
+        return None
+    return replace(ha, sync=sync)
+
+
 def request_on_ha(ref: InstanceRef, *, ha_revision: int, next_ha: HaRecord) -> Txn:
     """Write `next_ha` on an operator's behalf (switchover request, pause)."""
     return Txn(compares=(ModIs(keys.ha(ref), ha_revision),), then=(Put(keys.ha(ref), to_json(next_ha)),))

@@ -6,11 +6,11 @@ die after any of them, and the next one, on whatever hub, goes on from there. Wh
 
 - It compares the mod_revision of every record that the decision turned on (the spec above all), so it changes nothing
   if the world is no longer the one judged. The holder of the controllers' claim adds its own compare.
-- Every step of an instance writes its status and compares the status's mod_revision. So of two steps judged from the
-  same situation only one can happen, even when the first was given up as timed out and is carried out late.
+- Every step of a living instance writes its status and compares the status's mod_revision. So of two steps judged
+  from the same situation only one can happen, even when the first was given up as timed out and is carried out late.
 - An event lies in the same transaction as what it tells of: it is there exactly when that happened.
 - An instance comes into being in one transaction (members, ports, memory of leadership, status) and its records go in
-  one, after the last member is gone. No crash leaves half of either.
+  one, with the last member. No crash leaves half of either.
 
 Nothing below members/ is ever deleted for lack of an instance record: that would tell agents to let go of data
 because somebody removed a key. `sweep` of `hub.judges.upkeep` removes only
@@ -278,12 +278,12 @@ def _observed_generation(s: Situation, judgement: Judgement) -> int:
 
 
 def _deletion(contents: Contents, s: Situation, now: float) -> Step | None:
-    if not s.members:
-        return _end(contents, s, now)
     if s.staying:
         leaving = members.leave_all(s)
         return _changing(_with(s, changed=leaving), before=s, ops=_member_puts(leaving), now=now)
     gone = tuple(current for current in s.members if s.is_gone(current))
+    if len(gone) == len(s.members):
+        return _end(contents, s, now)
     if gone:
         notes = tuple(members.removed_note(current) for current in gone)
         return _adjustment(s, members.Adjustment(dropped=gone, notes=notes), now)
@@ -291,13 +291,24 @@ def _deletion(contents: Contents, s: Situation, now: float) -> Step | None:
 
 
 def _end(contents: Contents, s: Situation, now: float) -> Step:
-    """The last step: all records of the instance go."""
-    facts = judge(s, now=now).facts
+    """The last step: the last members and all records of the instance go."""
+    facts = judge(replace(s, members=()), now=now).facts
     assert next_phase(next_phase(s.phase, facts), facts) is Phase.DELETED, "only what is empty ends"
+    notes = [members.removed_note(current) for current in s.members]
     return Step(
-        compares=(ModIs(keys.instance(s.ref), s.record_revision),),
-        ops=(Delete(keys.instance(s.ref)), *residue(contents, s.ref)),
-        events=(event(now, "instance_deleted", str(s.ref), "nothing of it is left"),),
+        compares=(
+            ModIs(keys.instance(s.ref), s.record_revision),
+            *(ModIs(keys.member(*current.pair), current.revision) for current in s.members),
+        ),
+        ops=(
+            Delete(keys.instance(s.ref)),
+            *(Delete(keys.member(*current.pair)) for current in s.members),
+            *residue(contents, s.ref),
+        ),
+        events=(
+            *(event(now, note.event, f"{s.ref}/{note.member}", note.message) for note in notes),
+            event(now, "instance_deleted", str(s.ref), "nothing of it is left"),
+        ),
         frees=True,
     )
 

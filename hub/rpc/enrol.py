@@ -14,11 +14,10 @@ known are looked at, so a flood costs neither etcd nor signatures.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from core import identity
-from core.errors import ConflictError, OverloadedError, UserError
+from core.errors import ConflictError, OverloadedError
 from core.log import EventLog
 from core.records import NodeRecord, to_json
 from hub.context import Hub
@@ -99,8 +98,6 @@ def checked_facts(request: agent_pb2.EnrolRequest) -> NodeRecord:
     """The newcomer's record from what it says of itself. UserError names the field that cannot be."""
     record = with_facts(NodeRecord(name=identity.check_node_name(request.node_id)), request.facts)
     identity.check_address(record.address)
-    if not math.isfinite(record.cpu) or record.cpu < 0:
-        raise UserError(f"must be a number of cores, got {record.cpu}", object="facts.cpu")
     return record
 
 

@@ -48,6 +48,10 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._operations = Operations(hub)
         self._events = EventStreams(hub.mirror)
 
+    def end_streams(self) -> None:
+        """Send the watchers of events elsewhere, before the server stops: they would hold it for its whole grace."""
+        self._events.end_all()
+
     # --- documents ---
 
     @translated

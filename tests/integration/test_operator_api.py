@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ import pytest
 from grpc import StatusCode
 
 from core import scram
+from core.errors import OverloadedError, UnavailableError
 from core.identity import new_operator_token
 from core.ids import InstanceRef
-from core.records import HaRecord, InstanceStatus, NodeRecord
+from core.records import Event, HaRecord, InstanceStatus, NodeRecord, to_json
 from core.status import Role
-from hub.etcd import keys
+from hub.etcd import keys, txns
 from hub.events import EventWriter
+from hub.rpc.event_stream import QUEUE_MAX, EventStreams
 from hub.secrets import REPLICATION_USER
 from protos.v1 import operator_pb2 as pb
-from tests.support.api import Api, refused, running_api
+from tests.support.api import Api, empty, one_etcd, refused, running_api
 from tests.support.etcd import EtcdProcess
 from tests.support.waiting import eventually
 
@@ -31,9 +33,16 @@ PROJECT: dict[str, Any] = {"kind": "Project", "name": "demo"}
 INSTANCE: dict[str, Any] = {"kind": "Instance", "project": "demo", "name": "orders", "replicas": 1}
 
 
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[EtcdProcess]:
+    with one_etcd() as etcd:
+        yield etcd
+
+
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with EtcdProcess.running() as etcd, running_api(etcd.endpoint, tmp_path) as api:
+async def api(etcd: EtcdProcess, tmp_path: Path) -> AsyncIterator[Api]:
+    await empty(etcd)
+    async with running_api(etcd.endpoint, tmp_path) as api:
         yield api
 
 
@@ -99,7 +108,7 @@ async def test_documents_are_applied_and_told_in_sentences(api: Api) -> None:
     (changed,) = await api.apply({**INSTANCE, "replicas": 2, "parameters": {"work_mem": "8MB"}})
     assert (changed.outcome, changed.generation) == (pb.Applied.OUTCOME_CHANGED, 2)
     assert list(changed.changes) == ["replicas: 1 -> 2", "parameters.work_mem: set to 8MB"]
-    told = [(event.event, event.message, event.source) for event in await api.events("demo/")]
+    told = [(event.event, event.message, event.source) for event in await api.events("demo/", count=2)]
     assert told == [
         ("instance_created", "by admin: replicas: 1", "hub-1"),
         ("instance_changed", "by admin: replicas: 1 -> 2; parameters.work_mem: set to 8MB", "hub-1"),
@@ -139,7 +148,9 @@ async def test_batch_with_one_bad_document_writes_nothing(
         await api.apply({**PROJECT, "quota": {"cpu": 4}}, INSTANCE, bad)
     assert refusal.text.startswith(message)
     mirror = api.hub.mirror
-    assert not (mirror.projects or mirror.instances or mirror.secrets)
+    assert not mirror.projects
+    assert not mirror.instances
+    assert not mirror.secrets
 
 
 async def test_all_unfit_documents_of_a_batch_are_told_at_once(api: Api) -> None:
@@ -148,6 +159,15 @@ async def test_all_unfit_documents_of_a_batch_are_told_at_once(api: Api) -> None
     assert "document 1: not valid JSON" in refusal.text
     assert "document 3: name: must be text" in refusal.text
     assert "document 2" not in refusal.text
+
+
+@pytest.mark.parametrize("letter", ["x", "ä", "😀", "\x01", "\ud800"])
+async def test_refusal_of_something_huge_still_fits_into_an_answer(api: Api, letter: str) -> None:
+    with refused(StatusCode.INVALID_ARGUMENT) as refusal:
+        await api.apply({"kind": letter * 20_000})
+    assert refusal.text.startswith("document 1.kind: kind '")
+    assert refusal.error["code"] == "bad-request"
+    assert refusal.error["what"].endswith("…")
 
 
 async def test_creating_twice_is_refused_when_asked_so(api: Api) -> None:
@@ -233,7 +253,8 @@ async def test_protected_instance_is_not_deleted(api: Api) -> None:
     await api.call(request)
     await api.call(request)
     assert api.hub.mirror.instances[ORDERS].record.deleting
-    assert [e.event for e in await api.events("demo/orders")].count("instance_deletion_requested") == 1
+    told = [event.event for event in await api.events("demo/orders", count=3)]
+    assert told == ["instance_created", "instance_changed", "instance_deletion_requested"]
     with refused(StatusCode.FAILED_PRECONDITION) as refusal:
         await api.apply({**INSTANCE, "replicas": 2})
     assert "is being deleted" in refusal.text
@@ -252,13 +273,22 @@ async def test_project_with_instances_is_not_deleted(api: Api) -> None:
         await api.call(request)
 
 
+async def test_node_with_members_goes_only_when_it_is_dead(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1")
+    await api.put(keys.silent("n1"), NodeRecord(name="n1"))
+    await api.call(pb.DeleteRequest(kind=pb.KIND_NODE, name="n1"))
+    (event,) = await api.events("node/n1", count=1)
+    assert (event.event, event.message) == ("node_removed", "by admin, with demo/orders/m1 on it")
+
+
 async def test_node_with_members_stays_and_an_empty_one_goes_with_all_its_keys(api: Api) -> None:
     await api.apply(PROJECT, INSTANCE)
     await api.place(ORDERS, "n1")
     await api.put(keys.node("n2"), NodeRecord(name="n2"))
     with refused(StatusCode.FAILED_PRECONDITION) as refusal:
         await api.call(pb.DeleteRequest(kind=pb.KIND_NODE, name="n1"))
-    assert refusal.text.startswith("n1: node still has demo/orders/m1.")
+    assert refusal.text.startswith("n1: node is alive and has demo/orders/m1.")
     await api.put(keys.silent("n2"), NodeRecord(name="n2"))
     await api.call(pb.DeleteRequest(kind=pb.KIND_NODE, name="n2"))
     assert set(api.hub.mirror.nodes) == {"n1"}
@@ -324,7 +354,7 @@ async def test_node_is_closed_and_opened(api: Api) -> None:
     for cordoned in (True, True, False):
         await api.call(pb.CordonNodeRequest(node="n1", cordoned=cordoned))
         assert api.hub.mirror.nodes["n1"].record.cordoned is cordoned
-    assert [event.event for event in await api.events("node/n1")] == ["node_cordoned", "node_uncordoned"]
+    assert [event.event for event in await api.events("node/n1", count=2)] == ["node_cordoned", "node_uncordoned"]
     with refused(StatusCode.NOT_FOUND):
         await api.call(pb.CordonNodeRequest(node="n9", cordoned=True))
 
@@ -402,12 +432,50 @@ async def test_watcher_who_leaves_is_forgotten(api: Api) -> None:
     await watch.read()
     watch.cancel()
     await api.apply({"kind": "Project", "name": "other"})
-    assert [event.event for event in await api.events("project/")] == ["project_created"] * 2
+    assert [event.event for event in await api.events("project/", count=2)] == ["project_created"] * 2
+
+
+async def test_watcher_who_reads_too_slowly_gets_what_was_kept_and_then_the_reason(api: Api) -> None:
+    await api.apply(PROJECT)
+    await api.events("project/", count=1)
+    stream = EventStreams(api.hub.mirror).stream(prefix="", limit=1, follow=True)
+    assert (await anext(stream)).event == "project_created"
+    for batch in range(QUEUE_MAX // 100 + 1):
+        puts = [
+            txns.Put(
+                keys.event(number, "x"), to_json(Event(at=1e9 + number, event="thing_happened", object=f"t/{number}"))
+            )
+            for number in range(batch * 100, batch * 100 + 100)
+        ]
+        assert await api.hub.store.commit(txns.all_of([], puts))
+    kept = [(await anext(stream)).object for _ in range(QUEUE_MAX)]
+    assert kept == [f"t/{number}" for number in range(QUEUE_MAX)]
+    with pytest.raises(OverloadedError, match="faster than they are read"):
+        await anext(stream)
+
+
+async def test_watchers_are_sent_elsewhere_when_the_hub_drains(api: Api) -> None:
+    await api.apply(PROJECT)
+    streams = EventStreams(api.hub.mirror)
+    stream = streams.stream(prefix="project/", limit=0, follow=True)
+    await anext(stream)
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    streams.end_all()
+    with pytest.raises(UnavailableError, match="shutting down"):
+        await waiting
+
+
+async def test_watcher_without_a_good_token_is_told_so(api: Api) -> None:
+    with refused(StatusCode.UNAUTHENTICATED) as refusal:
+        await api.watch(pb.WatchEventsRequest(follow=True), token="junk").read()
+    assert refusal.error["code"] == "unauthenticated"
 
 
 async def test_past_events_are_the_newest_ones(api: Api) -> None:
     for name in ("a", "b", "c"):
         await api.apply({"kind": "Project", "name": name})
+    await api.events("project/", count=3)
     watch = api.watch(pb.WatchEventsRequest(object_prefix="project/", limit=2))
     assert [json.loads(answer.event_json)["object"] async for answer in watch] == ["project/b", "project/c"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,9 @@ from hub.servers import Servers
 from hub.setup import prepare
 from protos.v1 import agent_pb2, agent_pb2_grpc, operator_pb2_grpc
 from protos.v1 import operator_pb2 as pb
+from tests.support.etcd import EtcdProcess
 from tests.support.ports import free_port
+from tests.support.waiting import eventually
 
 CALL_S = 10.0
 
@@ -98,10 +101,15 @@ class Api:
     def watch(self, request: pb.WatchEventsRequest, *, token: str | None = None) -> Any:
         return self._operators.WatchEvents(request, metadata=bearer(self.admin if token is None else token))
 
-    async def events(self, object_prefix: str = "") -> list[Event]:
-        """Past events, oldest first."""
-        answers = self.watch(pb.WatchEventsRequest(object_prefix=object_prefix))
-        return [Event(**json.loads(answer.event_json)) async for answer in answers]
+    async def events(self, object_prefix: str = "", *, count: int) -> list[Event]:
+        """The past events, oldest first, once there are `count` of them: the mirror gets each a moment after the call
+        that it tells of has returned."""
+
+        async def look() -> list[Event]:
+            answers = self.watch(pb.WatchEventsRequest(object_prefix=object_prefix))
+            return [Event(**json.loads(answer.event_json)) async for answer in answers]
+
+        return await eventually(look, lambda events: len(events) == count, within=5, what=f"{count} events")
 
     async def operator(self, role: OperatorRole) -> str:
         """A fresh token of that role."""
@@ -159,6 +167,24 @@ def channel_to(address: str, ca_pem: bytes) -> grpc.aio.Channel:
     """A client that knows the hub by this CA only."""
     credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
     return grpc.aio.secure_channel(address, credentials, options=(("grpc.ssl_target_name_override", HUB_NAME),))
+
+
+@contextmanager
+def one_etcd() -> Iterator[EtcdProcess]:
+    """One member for many tests, each of which empties it first: to start one takes longer than most of them."""
+    with tempfile.TemporaryDirectory(prefix="moorage-etcd-") as root:
+        etcd = EtcdProcess(Path(root))
+        asyncio.run(etcd.start())
+        try:
+            yield etcd
+        finally:
+            etcd.kill()
+
+
+async def empty(etcd: EtcdProcess) -> None:
+    client = EtcdClient([etcd.endpoint])
+    await client.delete_prefix(keys.ROOT)
+    await client.aclose()
 
 
 @asynccontextmanager

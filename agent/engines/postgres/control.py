@@ -113,7 +113,12 @@ class Tail:
 _RECORD = re.compile(r"lsn: ([0-9A-F]+/[0-9A-F]+)")
 _LAST = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)")
 _COMMITS = re.compile(r"^Transaction/COMMIT\S*\s+(\d+)", re.MULTILINE)
-_NOTHING = ("could not find a valid record after", "could not find file", "could not open file", "invalid record length")
+_NOTHING = (
+    "could not find a valid record after",
+    "could not find file",
+    "could not open file",
+    "invalid record length",
+)
 
 
 async def tail_after(tools: Toolbox, data: Path, timeline: int, start: Lsn) -> Tail | None:

@@ -43,6 +43,8 @@ class Postmaster:
         self._supervisor = supervisor
         self._process: ProcessId | None = None
         self._swept = False  # no leftover can exist: nothing of ours has run since the last sweep
+        # Held while killing: a sweep that began before a start must not meet the new postmaster.
+        self._sweeping = asyncio.Lock()
         self._halts = 0  # grows with each stop or fence, which calls off a start that is under way
 
     # --- who it is --------------------------------------------------------------------------------------------------
@@ -82,8 +84,9 @@ class Postmaster:
     @property
     def status(self) -> str:
         """What the postmaster last wrote of itself: starting, ready, standby, stopping; empty when it says nothing."""
-        lines = self._pid_file()
-        return lines[7].strip() if len(lines) > 7 else ""
+        lines, process = self._pid_file(), self._process
+        mine = process is not None and len(lines) > 7 and lines[0] == str(process.pid)  # else left by an earlier one
+        return lines[7].strip() if mine else ""
 
     # --- starting ---------------------------------------------------------------------------------------------------
 
@@ -91,8 +94,10 @@ class Postmaster:
         """Start it and wait until it lets clients in: True; False when it still recovers after `within_s`. EngineError
         with the end of its log when it ends meanwhile."""
         halts = self._halts
-        await self.sweep()
         member = self._member
+        if self.find() is not None:
+            raise EngineError("the engine runs already", object=member.subject)
+        await self.sweep()
         self._remove_stale_lock()
         make_owned_directory(member.paths.sockets, member.setup.run_as)
         make_owned_directory(member.paths.logs, member.setup.run_as)
@@ -187,7 +192,7 @@ class Postmaster:
                     break
                 log.warning("engine_not_stopped", member=self._member.subject, signal=number.name, after_s=within_s)
             await self._let_linger()
-        await self.sweep()
+        await self.sweep(force=True)
 
     async def fence(self, within_s: float) -> None:
         """Immediate shutdown; after half of the time SIGKILL to everything. Depends on no disk."""
@@ -215,14 +220,16 @@ class Postmaster:
                     await asyncio.sleep(POLL_S)
 
     async def sweep(self, *, force: bool = False) -> None:
-        """Kill whatever is left of the engine and of tools of an agent before us, unless nothing can be left."""
-        if self._swept and not force:
-            return
-        killed = await processes.kill_below(self._member.paths.root, PROGRAMS, self._member.setup.clock.now)
-        if killed:
-            log.warning("engine_leftovers_killed", member=self._member.subject, processes=killed)
-        self._process = None
-        self._swept = True
+        """Kill what is left of an engine that has ended, and of tools of an agent before us, unless nothing can be
+        left. With `force` the living postmaster as well."""
+        async with self._sweeping:
+            if not force and (self._swept or self.find() is not None):
+                return
+            killed = await processes.kill_below(self._member.paths.root, PROGRAMS, self._member.setup.clock.now)
+            if killed:
+                log.warning("engine_leftovers_killed", member=self._member.subject, processes=killed)
+            self._process = None
+            self._swept = True
 
     async def died(self) -> None:
         """Return when the postmaster has ended and no process of the engine is left."""
@@ -230,8 +237,7 @@ class Postmaster:
         if process is not None:
             await self._supervisor.died(process)
             log.info("engine_ended", member=self._member.subject, pid=process.pid)
-        if self.find() is None:
-            await self.sweep()
+        await self.sweep()
 
     def reload(self) -> None:
         """Let it read its configuration again."""

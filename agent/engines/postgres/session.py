@@ -69,7 +69,9 @@ class Session:
             return await self._bounded(work(), within_s=within_s, what=_short(query))
         except psycopg.OperationalError as error:
             if self.closed:
-                raise UnavailableError(f"the connection to the engine broke: {words(error)}", object=self._subject) from error
+                raise UnavailableError(
+                    f"the connection to the engine broke: {words(error)}", object=self._subject
+                ) from error
             raise EngineError(words(error), object=self._subject) from error
         except psycopg.Error as error:
             raise EngineError(words(error), object=self._subject) from error

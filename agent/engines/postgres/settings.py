@@ -241,4 +241,3 @@ def parse_sync(in_force: str) -> SyncRecord:
     names = tuple(name.strip().strip('"') for name in listed.split(",") if name.strip())
     members = tuple(name for name in names if name != NOBODY)
     return SyncRecord(mode="quorum" if k > 1 else "sync", k=k if members else 0, names=members)
-

@@ -113,8 +113,8 @@ def test_secrets_are_only_the_nodes_own(world):
         (lambda w: w.member("n4", "m4"), {"n1", "n2", "n3", "n4"}),
         (lambda w: w.remove_member("n3", "m3"), {"n1", "n2", "n3"}),
     ],
-    ids=["leader", "ha", "ballot", "observed", "desired", "silent", "silent elsewhere", "address", "labels", "new", "gone"],
-)  # fmt: skip
+    ids=["leader", "ha", "ballot", "observed", "desired", "silent", "elsewhere", "address", "labels", "new", "gone"],
+)
 def test_a_change_moves_the_mark_of_exactly_the_concerned_nodes(world, change, woken):
     before = marks(world)
     change(world)

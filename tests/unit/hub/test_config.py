@@ -91,8 +91,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"), [("a.b-c:1", ("a.b-c", 1)), ("[fd00::5]:7400", ("fd00::5", 7400)), ("10.0.0.1:65535", ("10.0.0.1", 65535))]
-)  # fmt: skip
+    ("text", "parts"),
+    [("a.b-c:1", ("a.b-c", 1)), ("[fd00::5]:7400", ("fd00::5", 7400)), ("10.0.0.1:65535", ("10.0.0.1", 65535))],
+)
 def test_addresses_are_split(text, parts):
     assert split_host_port(text) == parts
 

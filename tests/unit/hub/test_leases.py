@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hub.etcd import keys
 from hub.etcd.errors import EtcdUnavailable, LeaseGone
 from hub.etcd.txns import CreatedIs
 from hub.leases import ASK_EVERY_S, BallotLeases, LeaseBook, Renewal
@@ -30,7 +29,7 @@ class ModelEtcd:
     clock: ManualClock
     takes_s: float = 0.0
     expiry: dict[int, float] = field(default_factory=dict)
-    created: dict[str, int] = field(default_factory=lambda: {LEADER_KEY.key: 5, keys.STORE_ID: 1})
+    created: dict[str, int] = field(default_factory=lambda: {LEADER_KEY.key: 5})
     calls: list[str] = field(default_factory=list)
     away: bool = False
 
@@ -61,10 +60,6 @@ class ModelEtcd:
         self.clock.advance(self.takes_s / 2)
         return left_s
 
-    async def get(self, key: str) -> int | None:
-        await self._effect("get")
-        return self.created.get(key)
-
     async def commit(self, txn) -> Answer:
         await self._effect("read")
         return Answer(all(self.created.get(c.key) == c.revision for c in txn.compares))
@@ -85,6 +80,11 @@ def book(etcd, clock) -> LeaseBook:
     return LeaseBook(etcd, clock, ttl_s=TTL_S)
 
 
+async def remaining_s(book: LeaseBook, lease_id: int) -> float:
+    await book.look_up(lease_id, LEADER_KEY)
+    return book.remaining_s(lease_id)
+
+
 async def test_a_renewal_is_confirmed_by_a_read_that_starts_after_the_keepalive_was_answered(etcd, book):
     lease_id = await book.grant()
     assert await book.renew(lease_id, [LEADER_KEY]) is Renewal.CONFIRMED
@@ -96,7 +96,7 @@ async def test_a_renewal_is_not_confirmed_when_the_leader_key_is_not_the_one(etc
     lease_id = await book.grant()
     etcd.created[LEADER_KEY.key] = created
     assert await book.renew(lease_id, [LEADER_KEY]) is Renewal.UNCONFIRMED
-    assert await book.remaining_s(lease_id, LEADER_KEY) == 0.0
+    assert book.remaining_s(lease_id) == 0.0
 
 
 async def test_a_lease_that_has_expired_is_gone(etcd, book, clock):
@@ -105,9 +105,13 @@ async def test_a_lease_that_has_expired_is_gone(etcd, book, clock):
     assert await book.renew(lease_id, [LEADER_KEY]) is Renewal.GONE
 
 
-async def test_a_lease_without_leader_keys_is_confirmed_by_reading_etcd_at_all(etcd, book):
-    assert await book.renew(await book.grant(), []) is Renewal.CONFIRMED
-    assert etcd.calls[-1] == "get"
+async def test_a_lease_that_carries_no_leader_key_is_neither_confirmed_nor_kept_alive(etcd, book, clock):
+    lease_id = await book.grant()
+    clock.advance(TTL_S - 1)
+    assert await book.renew(lease_id, []) is Renewal.UNCONFIRMED
+    clock.advance(1)
+    assert await book.renew(lease_id, []) is Renewal.GONE
+    assert "keepalive" not in etcd.calls
 
 
 async def test_what_remains_is_counted_from_before_the_renewal_was_sent(etcd, book, clock):
@@ -116,9 +120,9 @@ async def test_what_remains_is_counted_from_before_the_renewal_was_sent(etcd, bo
     started = clock.now()
     await book.renew(lease_id, [LEADER_KEY])
     calls = len(etcd.calls)
-    remaining_s = await book.remaining_s(lease_id, LEADER_KEY)
-    assert remaining_s == started + TTL_S - clock.now()
-    assert clock.now() + remaining_s <= etcd.expiry[lease_id]
+    left_s = await remaining_s(book, lease_id)
+    assert left_s == started + TTL_S - clock.now()
+    assert clock.now() + left_s <= etcd.expiry[lease_id]
     assert len(etcd.calls) == calls
 
 
@@ -126,42 +130,42 @@ async def test_of_a_lease_renewed_elsewhere_etcd_is_asked_and_counted_from_befor
     etcd.takes_s = 0.4
     etcd.expiry[9] = clock.now() + 5.0
     started = clock.now()
-    remaining_s = await book.remaining_s(9, LEADER_KEY)
+    left_s = await remaining_s(book, 9)
     assert etcd.calls == ["time_to_live", "read"]
-    assert 0 < remaining_s <= etcd.expiry[9] - clock.now()
-    assert started + 4.8 - clock.now() == pytest.approx(remaining_s)
+    assert 0 < left_s <= etcd.expiry[9] - clock.now()
+    assert started + 4.8 - clock.now() == pytest.approx(left_s)
 
 
 async def test_etcd_is_asked_about_one_lease_at_most_once_a_second_by_however_many_heartbeats(etcd, book, clock):
     etcd.expiry[9] = clock.now() + 5.0
-    await asyncio.gather(*(book.remaining_s(9, LEADER_KEY) for _ in range(20)))
+    await asyncio.gather(*(remaining_s(book, 9) for _ in range(20)))
     assert etcd.calls.count("time_to_live") == 1
     clock.advance(ASK_EVERY_S)
     etcd.expiry[9] = clock.now() + 6.0
-    assert await book.remaining_s(9, LEADER_KEY) == 6.0
+    assert await remaining_s(book, 9) == 6.0
     assert etcd.calls.count("time_to_live") == 2
 
 
 async def test_a_lease_whose_leader_key_is_gone_lends_nothing(etcd, book, clock):
     etcd.expiry[9] = clock.now() + 5.0
     etcd.created[LEADER_KEY.key] = 0
-    assert await book.remaining_s(9, LEADER_KEY) == 0.0
+    assert await remaining_s(book, 9) == 0.0
 
 
 async def test_when_etcd_is_away_what_was_known_runs_out_by_itself(etcd, book, clock):
     etcd.expiry[9] = clock.now() + 5.0
-    assert await book.remaining_s(9, LEADER_KEY) == 5.0
+    assert await remaining_s(book, 9) == 5.0
     etcd.away = True
     clock.advance(2.0)
-    assert await book.remaining_s(9, LEADER_KEY) == 3.0
+    assert await remaining_s(book, 9) == 3.0
     clock.advance(4.0)
-    assert await book.remaining_s(9, LEADER_KEY) == 0.0
-    assert await book.remaining_s(10, LEADER_KEY) == 0.0
+    assert await remaining_s(book, 9) == 0.0
+    assert await remaining_s(book, 10) == 0.0
 
 
 async def test_leases_long_over_are_dropped(etcd, book, clock):
     etcd.expiry[9] = clock.now() + 5.0
-    await book.remaining_s(9, LEADER_KEY)
+    await remaining_s(book, 9)
     book.forget_old()
     assert book.known == 1
     clock.advance(3600.0)

@@ -1,0 +1,275 @@
+"""What the engine is, asked over one connection that is kept open and renewed every few seconds.
+
+An answer in time makes it RUNNING; a process without an answer for longer than the limit UNRESPONSIVE; in between the
+last answer stands. The connection is renewed so that a postmaster that is frozen while old backends live is noticed.
+
+A standby counts as RUNNING only when it has replayed all the log it holds and waits for more. Until then its position
+would be too low, and a ballot cast with it could lose an acknowledged commit.
+
+Timelines: a standby that streams says on which one. One that does not may have received part of a new timeline
+without a restart point on it; the newest timeline that has a log file for its position tells.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent.engines.base import EngineFacts
+from agent.engines.postgres.configuration import Configuration
+from agent.engines.postgres.control import ControlFile, segment_name
+from agent.engines.postgres.member import REPLICATION_USER, Member
+from agent.engines.postgres.process import Postmaster
+from agent.engines.postgres.replication import conninfo_of_walreceiver, leads_to
+from agent.engines.postgres.session import Row, Session
+from agent.engines.postgres.settings import read_sync
+from agent.ha.view import Engine, EngineState, Fork, Standby
+from agent.supervise.base import ProcessId
+from core.errors import EngineError, MoorageError, TimedOutError, UnavailableError
+from core.log import EventLog
+from core.positions import Lsn, WalPosition
+from core.status import Role
+
+log = EventLog("agent.observe")
+CONNECT_S = 1.0
+ANSWER_S = 2.0  # with CONNECT_S below the 5 s that the keeper allows
+UNRESPONSIVE_AFTER_S = 10.0
+RENEW_AFTER_S = 10.0
+SIZE_EVERY_S = 60.0
+SEGMENT_BYTES = 16 << 20  # initdb's default, which is what `initdb` here uses
+# What a server that lives says to a client it does not let in.
+_NOT_YET = ("starting up", "shutting down", "not yet accepting", "not accepting connections", "recovery mode")
+_FULL = ("too many clients", "remaining connection slots")
+_ALL_REPLAYED = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")  # the startup process waits for more log
+
+_QUERY = """
+SELECT pg_is_in_recovery() AS recovery,
+  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn()::text END AS written,
+  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_lsn()) END AS segment,
+  pg_last_wal_receive_lsn()::text AS received,
+  pg_last_wal_replay_lsn()::text AS replayed,
+  (SELECT timeline_id FROM pg_control_checkpoint()) AS checkpoint_timeline,
+  (SELECT min_recovery_end_timeline FROM pg_control_recovery()) AS recovery_timeline,
+  (SELECT system_identifier::text FROM pg_control_system()) AS system_id,
+  current_setting('synchronous_standby_names') AS sync,
+  current_setting('primary_conninfo') AS conninfo,
+  (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) AS clients,
+  (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup') AS startup_waits,
+  (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart) AS pending,
+  (SELECT row_to_json(r) FROM (SELECT status, received_tli AS timeline, latest_end_lsn::text AS told, conninfo
+     FROM pg_stat_wal_receiver) r) AS receiver,
+  (SELECT coalesce(json_agg(json_build_object('member', application_name, 'flushed', flush_lsn::text,
+       'streaming', state = 'streaming') ORDER BY application_name), '[]')
+     FROM pg_stat_replication WHERE usename = %s AND NOT starts_with(application_name, 'pg_')) AS standbys
+"""
+
+
+@dataclass(slots=True)
+class Remembered:
+    """What holds for one process only; forgotten when another one is seen."""
+
+    process: ProcessId
+    answered_at: float
+    timeline: int = 0
+    told: Lsn = Lsn()  # the furthest the primary spoke of, on `told_timeline`
+    told_timeline: int = 0
+    last: Engine | None = None
+
+
+class Observer:
+    """Keeps the connection and what was last seen."""
+
+    def __init__(
+        self, member: Member, postmaster: Postmaster, control: ControlFile, configuration: Configuration
+    ) -> None:
+        self._member = member
+        self._postmaster = postmaster
+        self._control = control
+        self._configuration = configuration
+        self._session: Session | None = None
+        self._opened_at = 0.0
+        self._sized_at: float | None = None
+        self._remembered: Remembered | None = None
+        self.leader_forks: tuple[Fork, ...] = ()
+        self.roles_problems: tuple[str, ...] = ()
+        self.facts = EngineFacts(full_version=member.setup.offer.full_version, tls=member.tls)
+
+    async def observe(self) -> Engine:
+        process = self._postmaster.find()
+        if process is None:
+            self.close()
+            await self._postmaster.sweep()
+            process = self._postmaster.find()  # started meanwhile
+        self.facts = replace(
+            self.facts, tls=self._member.tls, problems=(*self._configuration.problems, *self.roles_problems)
+        )
+        engine = await self._ended() if process is None else await self._alive(process)
+        return replace(engine, leader_forks=self.leader_forks)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    # --- without a process --------------------------------------------------------------------------------------------
+
+    async def _ended(self) -> Engine:
+        member = self._member
+        self._remembered = None
+        self.facts = replace(self.facts, connections=0, lag_bytes=0, pending_restart=())
+        if not member.has_data():
+            return Engine(state=EngineState.ABSENT)
+        try:
+            control = await self._control.read()
+        except (EngineError, TimedOutError) as error:
+            # Perhaps being replaced this very moment; else a new copy is all that helps.
+            return Engine(state=EngineState.ABSENT, failure=str(error))
+        ended_well = member.label.asked_to_end or control.clean
+        return Engine(
+            state=EngineState.STOPPED if ended_well else EngineState.CRASHED,
+            role=self._role_on_disk(),
+            position=control.position,
+            system_id=control.system_id,
+            upstream=member.label.upstream if member.is_standby() else "",
+        )
+
+    def _role_on_disk(self) -> Role:
+        return Role.REPLICA if self._member.is_standby() else Role.PRIMARY
+
+    # --- with a process -----------------------------------------------------------------------------------------------
+
+    async def _alive(self, process: ProcessId) -> Engine:
+        now = self._member.setup.clock.now()
+        known = self._remembered
+        if known is None or known.process != process:
+            self.close()
+            known = self._remembered = Remembered(process=process, answered_at=now)
+        try:
+            session = await self._open(now)
+            row = await session.row(_QUERY, [REPLICATION_USER], within_s=ANSWER_S)
+            engine = self._read(row, known)
+            await self._measure(session, now)
+        except (EngineError, UnavailableError, TimedOutError) as error:
+            self.close()
+            return self._unanswered(known, error)
+        known.answered_at, known.last = self._member.setup.clock.now(), engine
+        return engine
+
+    async def _open(self, now: float) -> Session:
+        if self._session is not None and (self._session.closed or now - self._opened_at > RENEW_AFTER_S):
+            self.close()
+        if self._session is None:
+            self._session = await Session.open(
+                self._member.local_conninfo(),
+                options={"statement_timeout": str(int(ANSWER_S * 1000))},
+                within_s=CONNECT_S,
+                subject=self._member.subject,
+            )
+            self._opened_at = now
+        return self._session
+
+    def _unanswered(self, known: Remembered, error: MoorageError) -> Engine:
+        now = self._member.setup.clock.now()
+        stale = known.last or Engine(state=EngineState.STARTING, role=self._role_on_disk())
+        if any(words in error.what for words in _FULL):
+            known.answered_at = now
+            return stale
+        starting = self._postmaster.status in ("", "starting", "standby", "stopping")
+        if starting or any(words in error.what for words in _NOT_YET):
+            known.answered_at = now
+            return replace(stale, state=EngineState.STARTING, streaming=False, standbys=())
+        if now - known.answered_at < UNRESPONSIVE_AFTER_S:
+            return stale
+        log.warning("engine_unresponsive", member=self._member.subject, silent_s=round(now - known.answered_at, 1))
+        return replace(stale, state=EngineState.UNRESPONSIVE, streaming=False)
+
+    async def _measure(self, session: Session, now: float) -> None:
+        """The size of all databases, now and then: it looks at every file."""
+        if self._sized_at is not None and now - self._sized_at < SIZE_EVERY_S:
+            return
+        self._sized_at = now
+        row = await session.row(
+            "SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint AS size FROM pg_database", within_s=ANSWER_S
+        )
+        self.facts = replace(self.facts, data_bytes=row["size"])
+
+    # --- reading the answer -------------------------------------------------------------------------------------------
+
+    def _read(self, row: Row, known: Remembered) -> Engine:
+        self.facts = replace(self.facts, pending_restart=tuple(row["pending"]), connections=row["clients"])
+        return self._replica(row, known) if row["recovery"] else self._primary(row)
+
+    def _primary(self, row: Row) -> Engine:
+        self.facts = replace(self.facts, lag_bytes=0)
+        return Engine(
+            state=EngineState.RUNNING,
+            role=Role.PRIMARY,
+            position=WalPosition(int(row["segment"][:8], 16), Lsn.parse(row["written"])),
+            system_id=row["system_id"],
+            standbys=tuple(
+                Standby(member=s["member"], flushed=_lsn(s["flushed"]), streaming=bool(s["streaming"]))
+                for s in row["standbys"]
+            ),
+            sync=read_sync(self._configuration.sync_file(), row["sync"]),
+        )
+
+    def _replica(self, row: Row, known: Remembered) -> Engine:
+        receiver: dict[str, Any] | None = row["receiver"]
+        received, replayed = _lsn(row["received"]), _lsn(row["replayed"])
+        position = max(received, replayed)
+        known.timeline = max(known.timeline, self._timeline(row, receiver, position))
+        self._hear(receiver, known)
+        self.facts = replace(self.facts, lag_bytes=max(0, known.told - replayed) if known.told.value else 0)
+        caught_up = receiver is not None or row["startup_waits"] in _ALL_REPLAYED
+        upstream = self._upstream(row["conninfo"])
+        return Engine(
+            state=EngineState.RUNNING if caught_up else EngineState.STARTING,
+            role=Role.REPLICA,
+            position=WalPosition(known.timeline, position),
+            leader_lsn=known.told,
+            system_id=row["system_id"],
+            upstream=upstream,
+            streaming=self._streams(receiver, upstream),
+        )
+
+    def _timeline(self, row: Row, receiver: dict[str, Any] | None, position: Lsn) -> int:
+        certain = max(row["checkpoint_timeline"] or 0, row["recovery_timeline"] or 0)
+        if receiver is not None and receiver["timeline"]:
+            return max(certain, int(receiver["timeline"]))
+        return max(certain, self._newest_log_timeline(position))
+
+    def _newest_log_timeline(self, position: Lsn) -> int:
+        suffix = segment_name(0, Lsn(max(0, position.value - 1)), SEGMENT_BYTES)[8:]
+        try:
+            names = os.listdir(self._member.paths.data / "pg_wal")
+        except OSError:
+            return 0
+        return max((int(name[:8], 16) for name in names if len(name) == 24 and name[8:] == suffix), default=0)
+
+    @staticmethod
+    def _hear(receiver: dict[str, Any] | None, known: Remembered) -> None:
+        told = _lsn(receiver["told"]) if receiver else Lsn()
+        if receiver is None or not told.value:
+            return
+        if receiver["timeline"] != known.told_timeline:
+            known.told, known.told_timeline = told, receiver["timeline"]
+        known.told = max(known.told, told)
+
+    def _upstream(self, conninfo: str) -> str:
+        """Whom it is set to stream from, by what is in force: a change not yet reloaded does not count."""
+        member, name = self._member, self._member.label.upstream
+        peer = member.peer(name)
+        if peer is None:
+            return name  # cannot be compared; nobody has told us of peers yet
+        return name if conninfo == conninfo_of_walreceiver(member, peer) else ""
+
+    def _streams(self, receiver: dict[str, Any] | None, upstream: str) -> bool:
+        if receiver is None or receiver["status"] != "streaming":
+            return False
+        peer = self._member.peer(upstream)
+        return peer is None or leads_to(receiver["conninfo"] or "", peer)
+
+
+def _lsn(text: str | None) -> Lsn:
+    return Lsn.parse(text) if text else Lsn()

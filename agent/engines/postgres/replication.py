@@ -1,0 +1,221 @@
+"""Between members: how one connects to another, slots, timeline histories, and copies of whole data directories.
+
+Every connection between members is the replication user's. Where both ends have TLS it is verified in full: the
+server's certificate must be of the node that the member lives on, whatever address it was reached at. Both the
+client's certificate and its password are at hand; which one is asked for is the server's choice (`hba`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from agent.engines.files import make_owned_directory, remove_tree, tree_bytes, write_owned
+from agent.engines.postgres.member import REPLICATION_USER, SLOT_PREFIX, Member, slot_name
+from agent.engines.postgres.session import Session
+from agent.ha.view import Fork
+from core.errors import EngineError
+from core.log import EventLog
+from core.positions import Lsn
+from core.records import PeerMember
+from core.status import Role
+
+log = EventLog("agent.replication")
+PEER_ANSWER_S = 5.0
+COPY_BASE_S = 600.0
+COPY_BYTES_PER_S = 5 << 20  # a copy slower than this is broken, not slow
+ROOM_FACTOR = 1.2  # a copy beside the old directory needs its size and some log
+_SETTLED = {  # a peer that vanished is noticed by the connection itself
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+
+
+# --- connecting -----------------------------------------------------------------------------------------------------
+
+
+def _conninfo(peer: PeerMember, **more: str) -> dict[str, str]:
+    return {
+        "host": peer.node,
+        "hostaddr": peer.address,
+        "port": str(peer.engine_port),
+        "user": REPLICATION_USER,
+        **_SETTLED,
+        **more,
+    }
+
+
+def _tls_parameters(member: Member, peer: PeerMember, *, cert: Path, key: Path, ca: Path) -> dict[str, str]:
+    if not member.tls:
+        return {"sslmode": "prefer"}
+    identity = {"sslcert": str(cert), "sslkey": str(key)}
+    # A peer not known to have TLS may be one that has not reported yet: TLS is then tried, not demanded.
+    return {**identity, "sslmode": "verify-full", "sslrootcert": str(ca)} if peer.engine_tls else {
+        **identity, "sslmode": "prefer"
+    }  # fmt: skip
+
+
+def conninfo_of_tools(member: Member, peer: PeerMember, **more: str) -> str:
+    """For programs that run as the engine's user: with its copies of the credentials."""
+    tls = member.paths.tls
+    encryption = _tls_parameters(member, peer, cert=tls / "node.crt", key=tls / "node.key", ca=tls / "ca.crt")
+    return make_conninfo(**_conninfo(peer, passfile=str(member.paths.passfile), **encryption, **more))
+
+
+def conninfo_of_walreceiver(member: Member, peer: PeerMember) -> str:
+    """primary_conninfo; the application name is what synchronous_standby_names and pg_stat_replication know."""
+    return conninfo_of_tools(member, peer, application_name=member.name)
+
+
+def leads_to(conninfo: str, peer: PeerMember) -> bool:
+    """Whether a connection string is one to this peer."""
+    parts = conninfo_to_dict(conninfo)
+    return parts.get("hostaddr") == peer.address and str(parts.get("port")) == str(peer.engine_port)
+
+
+@asynccontextmanager
+async def remote_session(member: Member, peer: PeerMember, *, walsender: bool) -> AsyncIterator[Session]:
+    """The agent's own connection to another member: the replication protocol, or SQL in database postgres."""
+    encryption = {"sslmode": "prefer"}
+    files = member.setup.tls_files
+    if files is not None:
+        encryption = _tls_parameters(member, peer, cert=files.cert, key=files.key, ca=files.ca)
+    where = {"replication": "true"} if walsender else {"dbname": "postgres"}
+    password = {"password": member.secrets.replication_password} if member.secrets.replication_password else {}
+    session = await Session.open(
+        _conninfo(peer, application_name="moorage-agent", **where, **encryption, **password),
+        options={},
+        within_s=PEER_ANSWER_S,
+        subject=f"{member.subject} to {peer.member}",
+    )
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+# --- timelines ------------------------------------------------------------------------------------------------------
+
+
+async def history(member: Member, peer: PeerMember) -> tuple[str, int, tuple[Fork, ...]]:
+    """System identifier and timeline of a peer, and where each earlier timeline was left."""
+    async with remote_session(member, peer, walsender=True) as session:
+        system = await session.row("IDENTIFY_SYSTEM", within_s=PEER_ANSWER_S)
+        timeline = int(system["timeline"])
+        if timeline == 1:
+            return str(system["systemid"]), 1, ()
+        told = await session.row(f"TIMELINE_HISTORY {timeline}", within_s=PEER_ANSWER_S)
+    content = told["content"]
+    text = content.decode() if isinstance(content, bytes | bytearray | memoryview) else str(content)
+    return str(system["systemid"]), timeline, parse_history(text)
+
+
+def parse_history(text: str) -> tuple[Fork, ...]:
+    """A timeline history file: number, position and reason, a line each. ValueError when it is not one."""
+    forks = []
+    for line in text.splitlines():
+        parts = line.split(None, 2)
+        if parts and not parts[0].startswith("#"):
+            forks.append(Fork(timeline=int(parts[0]), lsn=Lsn.parse(parts[1])))
+    return tuple(forks)
+
+
+# --- slots ----------------------------------------------------------------------------------------------------------
+
+
+async def settle_slots(session: Session, *, wanted: set[str], within_s: float) -> bool:
+    """Make the wanted slots, drop our others and those whose log is lost. Returns whether all is as wanted."""
+    rows = await session.rows(
+        "SELECT slot_name AS name, active, wal_status FROM pg_replication_slots"
+        " WHERE slot_type = 'physical' AND NOT temporary AND starts_with(slot_name, %s)",
+        [SLOT_PREFIX],
+        within_s=within_s,
+    )
+    settled = True
+    present = set()
+    for row in rows:
+        lost = row["wal_status"] == "lost"
+        if row["name"] in wanted and not lost:
+            present.add(row["name"])
+        elif row["active"]:
+            settled = False  # its user is still connected; it goes with the next round
+            present.add(row["name"])
+        else:
+            await session.rows("SELECT pg_drop_replication_slot(%s)", [row["name"]], within_s=within_s)
+            log.info("slot_dropped", slot=row["name"], lost=lost)
+    for name in sorted(wanted - present):
+        await session.rows("SELECT pg_create_physical_replication_slot(%s, true)", [name], within_s=within_s)
+        log.info("slot_created", slot=name)
+    return settled
+
+
+async def _fresh_slot(member: Member, source: PeerMember) -> None:
+    """The own slot on the primary, holding the log from now on; an old one may have lost what it held."""
+    name = slot_name(member.name)
+    async with remote_session(member, source, walsender=True) as session:
+        for command, harmless in (
+            ("DROP_REPLICATION_SLOT {} WAIT", "does not exist"),
+            ("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", "already exists"),  # the primary was quicker
+        ):
+            try:
+                await session.rows(sql.SQL(command).format(sql.Identifier(name)), within_s=PEER_ANSWER_S)
+            except EngineError as error:
+                if harmless not in str(error):
+                    raise
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+async def copy_from(member: Member, source: PeerMember, *, keep_old_at: Path | None = None) -> None:
+    """Replace the data directory by a copy of the source's, as a standby's. The label says `clone` until it is whole.
+
+    The old directory stays until the copy is there, if there is room for both; `keep_old_at` moves it there then.
+    """
+    paths, owner = member.paths, member.setup.run_as
+    member.relabel(begun="clone")
+    await asyncio.to_thread(remove_tree, paths.incoming)
+    await _make_room(member)
+    slot: tuple[str, ...] = ()
+    if source.role is not Role.REPLICA:
+        await _fresh_slot(member, source)
+        slot = ("--slot", slot_name(member.name))
+    make_owned_directory(paths.incoming, owner)
+    arguments = [
+        *("--pgdata", str(paths.incoming), "--dbname", conninfo_of_tools(member, source), "--no-password"),
+        *("--wal-method", "stream", "--checkpoint", "fast", *slot),
+    ]
+    if not member.setup.durable:
+        arguments.append("--no-sync")
+    within_s = COPY_BASE_S + member.desired.disk_bytes / COPY_BYTES_PER_S
+    await member.tools.run("pg_basebackup", *arguments, within_s=within_s)
+    write_owned(paths.incoming / "standby.signal", b"", owner)
+    (paths.incoming / "moorage.sync.conf").unlink(missing_ok=True)  # the source's
+    await _take_place(member, keep_old_at)
+
+
+async def _make_room(member: Member) -> None:
+    data = member.paths.data
+    if not data.exists():
+        return
+    size = await asyncio.to_thread(tree_bytes, data)
+    if shutil.disk_usage(member.paths.root).free < size * ROOM_FACTOR:
+        log.warning("old_data_removed", member=member.subject, reason="no room for a copy beside it", size_bytes=size)
+        await asyncio.to_thread(remove_tree, data)
+
+
+async def _take_place(member: Member, keep_old_at: Path | None) -> None:
+    paths = member.paths
+    if paths.data.exists() and keep_old_at is not None:
+        paths.data.rename(keep_old_at)
+    await asyncio.to_thread(remove_tree, paths.data)
+    paths.incoming.rename(paths.data)
