@@ -158,7 +158,6 @@ def driver_factory(
                 paths=paths,
                 offer=offer,
                 address=config.address,
-                node=config.node,
                 tls_files=tls if offer.tls else None,
                 run_as=run_as,
                 clock=SystemClock(),

@@ -38,7 +38,7 @@ class EventLog:
     def error(self, event: str, **fields: object) -> None:
         self._emit(logging.ERROR, event, fields)
 
-    def exception(self, event: str, error: BaseException, **fields: object) -> None:
+    def unexpected(self, event: str, error: BaseException, **fields: object) -> None:
         """An unexpected failure with its traceback; expected ones are warnings without."""
         text = "".join(traceback.format_exception(error))
         self._emit(logging.ERROR, event, {**fields, "error": repr(error), "traceback": text})

@@ -37,7 +37,7 @@ from hub.etcd.mirror import Changes, Mirror
 from hub.etcd.store import Store
 from hub.events import MESSAGE_MAX, EventWriter
 from hub.judges import health, upkeep
-from hub.judges.situation import gather
+from hub.judges.situation import Pair, gather
 from hub.judges.steps import Step, next_step
 from hub.liveness import Liveness
 from hub.secrets import REPLICATION_USER, Secrets
@@ -112,6 +112,10 @@ class Controllers:
         self._memory = health.Memory()
         self._orphans: frozenset[InstanceRef] = frozenset()
         self._specs: dict[InstanceRef, _ReadSpec] = {}
+        self._pairs: dict[InstanceRef, list[Pair]] | None = (
+            None  # index of the mirror's members, dropped at each change
+        )
+        self._nodes: dict[str, tuple[int, bool]] = {}  # revision and silence when last looked at
         self._etcd_away = False
         self._in_control = False
         self._mirror.subscribe(self._on_changes)
@@ -135,6 +139,7 @@ class Controllers:
     def begin(self) -> None:
         """Start with all that the predecessor wrote, and know nothing else; listen to changes from now on."""
         self._due, self._memory, self._orphans = _Due(), health.Memory(), frozenset()
+        self._pairs, self._nodes = None, {}
         self._in_control = True
 
     async def _look_if_etcd_is_there(self, holding: Holding) -> None:
@@ -162,6 +167,7 @@ class Controllers:
     def _on_changes(self, changes: Changes) -> None:
         if not self._in_control:
             return
+        self._pairs = None
         self._due.instances |= changes.instances
         self._due.nodes |= changes.nodes
         if changes.everything:
@@ -188,15 +194,25 @@ class Controllers:
             await self._hub.authority.remove_stale_join_tokens()
 
     def _take_due(self) -> set[InstanceRef]:
-        """Touched instances, those on touched nodes, and where room may have been made, those that want some."""
+        """Touched instances, those on nodes that have changed, and where room may have been made, those that want some."""
         due, self._due.instances = self._due.instances, set()
-        nodes, self._due.nodes = self._due.nodes, set()
-        unplaced, self._due.unplaced = self._due.unplaced or bool(nodes), False
-        if nodes:
-            due |= {member.instance for node, member in self._mirror.members if node in nodes}
+        touched, self._due.nodes = self._due.nodes, set()
+        changed = {node for node in touched if self._has_changed(node)}
+        unplaced, self._due.unplaced = self._due.unplaced or bool(changed), False
+        if changed:
+            due |= {member.instance for node, member in self._mirror.members if node in changed}
         if unplaced:
             due |= set(self._unplaced())
         return due & self._mirror.instances.keys()
+
+    def _has_changed(self, node: str) -> bool:
+        """Whether the node itself has, not only a member on it, since it was last looked at."""
+        known = self._mirror.nodes.get(node)
+        now = (known.mod_revision if known is not None else 0, node in self._mirror.silent)
+        before, self._nodes[node] = self._nodes.get(node), now
+        if known is None:
+            del self._nodes[node]
+        return now != before
 
     def _unplaced(self) -> Iterable[InstanceRef]:
         for ref, status in self._mirror.status.items():
@@ -225,7 +241,11 @@ class Controllers:
         if ref not in self._mirror.instances:
             return None
         read = self._spec(ref)
-        pairs = [pair for pair in self._mirror.members if pair[1].instance == ref]
+        if self._pairs is None:
+            self._pairs = {}
+            for pair in self._mirror.members:
+                self._pairs.setdefault(pair[1].instance, []).append(pair)
+        pairs = self._pairs.get(ref, [])
         situation = gather(self._mirror, ref, pairs, spec=read.spec, spec_problem=read.problem)
         now = self._hub.clock.wall()
         return next_step(self._mirror, situation, port_range=self._hub.config.port_range, now=now)

@@ -276,7 +276,7 @@ def _not_acquired(leader: Versioned[LeaderRecord] | None, ha: Versioned[HaRecord
 
 
 def _changed(ha: HaRecord, change: HaChange, me: MemberRef, *, wall: float) -> HaRecord:
-    """The ha record with the change made. ConflictError for a sync record that was overtaken by a later one of its term,
+    """The ha record with the change made. ConflictError for a sync record that a later one of its term has overtaken,
     and for another system identifier: that is another database."""
     if change.sync is not None and change.sync != ha.sync:
         if change.sync.seq <= ha.sync.seq:

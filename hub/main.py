@@ -92,7 +92,7 @@ def _run(work: Callable[[HubConfig], Coroutine[Any, Any, None]], config_path: Pa
     except BaseExceptionGroup as group:
         expected, unexpected = group.split(MoorageError)
         if unexpected is not None or expected is None:
-            log.exception("hub_crashed", group, exit_code=CRASHED)  # noqa: PLE1205 - EventLog takes the error itself
+            log.unexpected("hub_crashed", group, exit_code=CRASHED)
             sys.exit(CRASHED)
         _fail(_first(expected))
 
@@ -145,7 +145,7 @@ async def _serve(config: HubConfig, client: EtcdClient, group: asyncio.TaskGroup
     await _in_step(mirror, client)
     hub = await assemble_hub(config, client, mirror)
     pulse = Pulse(hub.clock, hub.liveness, hub.leases)
-    presence = Presence(config, clock=hub.clock, client=client, store=hub.store, mirror=mirror, liveness=hub.liveness)
+    presence = Presence(config, clock=hub.clock, client=client, mirror=mirror, liveness=hub.liveness)
     servers = Servers(hub, pulse)
     try:
         await servers.start()

@@ -5,8 +5,8 @@ of silence takes that as "its agents are moving". The set of nodes is looked at 
 has changed, so a quiet fleet writes nothing and a herd that comes back writes once a second.
 
 A starting hub deletes what a former life left under its name before it writes its own: the key's create_revision then
-tells the lives apart. Two living hubs under one name would go on overwriting each other; the write compares the
-revision of the last one, so the elder of the two notices and ends.
+tells the lives apart. Two living hubs under one name would go on overwriting each other, so a hub whose key was written
+or deleted by somebody else while its own lease lives gives up: as a rule the elder of the two.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import random
 
 from core.backoff import Backoff
 from core.clock import Clock
-from core.errors import ConflictError, MoorageError
+from core.errors import ConflictError, MoorageError, UnavailableError
 from core.log import EventLog
 from core.records import HubRecord, to_json
 from hub.config import HubConfig
 from hub.etcd import keys, txns
 from hub.etcd.client import EtcdClient
+from hub.etcd.errors import LeaseGone
 from hub.etcd.mirror import Mirror
-from hub.etcd.store import Store
 from hub.liveness import Liveness
 
-TTL_S = 10
+TTL_S = 6
 LOOK_EVERY_S = 1.0
 RENEW_EVERY_S = TTL_S / 3
 LEAVE_WITHIN_S = 2.0
@@ -47,18 +47,18 @@ class Presence:
         *,
         clock: Clock,
         client: EtcdClient,
-        store: Store,
         mirror: Mirror,
         liveness: Liveness,
     ) -> None:
         self._config = config
         self._clock = clock
         self._client = client
-        self._store = store
         self._mirror = mirror
         self._liveness = liveness
         self._key = keys.hub(config.name)
         self._lease_id = 0
+        self._revision = 0  # of this hub's own last write
+        self._published: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """For ever; etcd's absence is waited out. NameTakenError when another living hub has this name."""
@@ -88,35 +88,64 @@ class Presence:
     async def _appear(self) -> None:
         self._lease_id = await self._client.grant(TTL_S)
         await self._client.commit(txns.all_of([], [txns.Delete(self._key)]))
-        await self._publish(self._heard(), revision=0)
+        self._revision = 0
+        await self._publish(self._heard())
         log.info("hub_record_written", hub=self._config.name)
 
     async def _stay(self) -> None:
-        renew_at = self._clock.now() + RENEW_EVERY_S
+        renewed_at = self._clock.now()
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            if self._clock.now() >= renew_at:
-                renew_at = self._clock.now() + RENEW_EVERY_S
-                await self._client.keepalive(self._lease_id)
-            known = self._mirror.hubs.get(self._config.name)
+            now = self._clock.now()
+            if now - renewed_at >= RENEW_EVERY_S and await self._renewed(given_up=now - renewed_at > TTL_S):
+                renewed_at = now
             heard = self._heard()
-            if known is None or set(known.record.nodes) != heard:
-                await self._publish(heard, revision=known.mod_revision if known is not None else 0)
+            if heard != self._published:
+                await self._publish(heard)
+            await self._check_name()
 
-    def _heard(self) -> set[str]:
-        return self._liveness.heard_within(self._config.silent_after_s)
+    async def _renewed(self, *, given_up: bool) -> bool:
+        """Keep the lease alive. False when etcd did not answer this time; raises LeaseGone, or when it is too late."""
+        try:
+            await self._client.keepalive(self._lease_id)
+        except UnavailableError:
+            if given_up:
+                raise
+            return False
+        return True
 
-    async def _publish(self, heard: set[str], *, revision: int) -> None:
+    def _heard(self) -> frozenset[str]:
+        return frozenset(self._liveness.heard_within(self._config.silent_after_s))
+
+    async def _publish(self, heard: frozenset[str]) -> None:
         record = HubRecord(
             hub=self._config.name,
             agent_address=self._config.agents_address,
             operator_address=self._config.operators_address,
             nodes=tuple(sorted(heard)),
         )
-        txn = txns.put_if(self._key, to_json(record), revision=revision, lease_id=self._lease_id)
-        if not await self._store.commit(txn):
-            raise NameTakenError(
-                "another hub writes under this name",
-                object=f"hub/{self._config.name}",
-                hint="Give each hub its own `name` in its configuration.",
-            )
+        txn = txns.put_if(self._key, to_json(record), revision=self._revision, lease_id=self._lease_id)
+        outcome = await self._client.commit(txn)
+        if not outcome.succeeded:
+            raise self._taken()
+        self._revision, self._published = outcome.revision, heard
+
+    async def _check_name(self) -> None:
+        """Whether somebody else has written or deleted this hub's key. Asks etcd only if the mirror makes it likely."""
+        known = self._mirror.hubs.get(self._config.name)
+        if known is not None and known.mod_revision <= self._revision:
+            return
+        found = await self._client.get(self._key)
+        if found is not None and found.lease_id == self._lease_id:
+            self._revision = found.mod_revision
+        elif found is not None or await self._client.time_to_live(self._lease_id) > 0:
+            raise self._taken()
+        else:
+            raise LeaseGone("the hub's lease has gone", object=f"hub/{self._config.name}")
+
+    def _taken(self) -> NameTakenError:
+        return NameTakenError(
+            "another hub writes under this name",
+            object=f"hub/{self._config.name}",
+            hint="Give each hub its own `name` in its configuration.",
+        )

@@ -1,1 +1,9 @@
-"""TODO story."""
+"""The data path: clients on one side, engines on the other, routes from the agent beside it.
+
+A process of its own that outlives the agent. It listens on each instance's read-write and read-only port, lets a client
+in when the route says to whom, holds it while there is no primary, and forwards whole buffers both ways. It decides
+nothing about leadership: a route carries the time at which it ends, and past that time no write session is opened, fed
+or left open, even if nobody tells.
+
+Only the standard library, uvloop and the light part of `core` are imported here: one process a core, each small.
+"""

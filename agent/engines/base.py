@@ -89,7 +89,8 @@ class EngineSetup:
     tls_files: TlsFiles | None
     run_as: OsUser | None  # None = as the agent's own user, which is not root
     clock: Clock
-    durable: bool = True  # False: initdb and copies skip fsync; for tests only
+    durable: bool = True  # False: nothing is synced to disk; for tests only
+    unresponsive_after_s: float = 10.0  # a process that has not answered for longer is UNRESPONSIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +158,8 @@ class Engine(Protocol):
     async def promote(self) -> None:
         """Make the running replica accept writes, on a new timeline. Returns when it does."""
 
-    async def follow(self, leader: PeerMember) -> None:
-        """Let the running replica stream from `leader`, without a restart."""
+    async def follow(self, leader: PeerMember | None) -> None:
+        """Let the running replica stream from `leader`, or from nobody, without a restart."""
 
     async def checkpoint(self) -> None: ...
 

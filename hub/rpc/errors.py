@@ -73,7 +73,7 @@ async def abort(context: Context, error: Exception, *, method: str = "") -> NoRe
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, MoorageError):
-        log.exception("call_failed", error, method=method)  # noqa: LOG004, PLE1205 - EventLog takes the error itself
+        log.unexpected("call_failed", error, method=method)
         error = MoorageError("the hub failed in an unexpected way", hint="See the hub's log for `call_failed`.")
     status = grpc.StatusCode[error.grpc_status]
     metadata = ((CODE_METADATA_KEY, error.code), (ERROR_METADATA_KEY, _detail(error)))

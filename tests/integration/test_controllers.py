@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from core.status import ConditionType, MemberState, Phase
 from hub.claims import Claim
 from hub.controllers import Controllers
 from hub.etcd import keys, txns
+from hub.etcd.client import EtcdClient
 from hub.judges.situation import gather
 from hub.judges.steps import next_step
 from tests.support.controlled import ORDERS, ControlledHub, Killed, Stage, ha_of
@@ -24,10 +25,24 @@ from tests.support.situations import spec
 from tests.support.waiting import eventually
 
 
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
+    """One etcd for all tests here that do not harm it: starting one takes a second."""
+    process = EtcdProcess(tmp_path_factory.mktemp("etcd"))
+    asyncio.run(process.start())
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
 @pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    """Three nodes and project demo."""
-    async with EtcdProcess.running() as etcd, Stage.on(etcd.endpoint, tmp_path) as stage:
+async def stage(etcd: EtcdProcess, tmp_path: Path) -> AsyncIterator[Stage]:
+    """An empty etcd with three nodes and project demo."""
+    client = EtcdClient([etcd.endpoint])
+    await client.delete_prefix(keys.ROOT)
+    await client.aclose()
+    async with Stage.on(etcd.endpoint, tmp_path) as stage:
         await stage.add_nodes("n1", "n2", "n3")
         await stage.add_project()
         yield stage
@@ -330,9 +345,9 @@ async def test_leftovers_without_an_instance_are_swept_but_members_never(stage: 
 # --- dying in between -------------------------------------------------------------------------------------------------
 
 
-async def whole_life(stage: Stage, hub: ControlledHub, *, left: int, unheard: bool) -> tuple[bool, ControlledHub]:
-    """One instance from creation to deletion, by a hub that dies on the way and one that takes its place. Whether the
-    first one died."""
+async def whole_life(stage: Stage, *, left: int, unheard: bool) -> bool:
+    """One instance from creation to deletion, by a hub that dies after `left` commits and one that takes its place.
+    Whether the first one died."""
     mortal = await stage.hub(left=left, unheard=unheard)
     died = False
 
@@ -365,14 +380,14 @@ async def whole_life(stage: Stage, hub: ControlledHub, *, left: int, unheard: bo
     await settle()
     assert await stage.keys_of() == []
     assert stage.mirror.ports == {}
-    return died, mortal
+    return died
 
 
 @pytest.mark.parametrize("unheard", [False, True], ids=["before the commit", "before its answer"])
 async def test_a_hub_may_die_at_any_commit_and_its_successor_finishes(stage: Stage, *, unheard: bool) -> None:
     for left in range(100):
         stage.mirror.events.clear()
-        died, _ = await whole_life(stage, await stage.hub(), left=left, unheard=unheard)
+        died = await whole_life(stage, left=left, unheard=unheard)
         told = [event for event in stage.events() if event.startswith("instance_")]
         assert told == [
             "instance_creating",

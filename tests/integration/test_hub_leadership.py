@@ -202,7 +202,7 @@ async def test_an_instance_without_leadership_record_is_told_so(members, client)
 
 async def test_a_renewed_lease_keeps_the_leadership_and_an_expired_one_frees_it(members, client):
     taken = await members[0].acquire(0)
-    renewed_until = asyncio.get_running_loop().time() + 2 * TTL_S
+    renewed_until = asyncio.get_running_loop().time() + 1.5 * TTL_S
     while asyncio.get_running_loop().time() < renewed_until:
         beat = await members[0].beat(taken.lease_id)
         assert beat.lease_confirmed

@@ -213,7 +213,8 @@ async def test_a_restored_etcd_with_a_lower_revision_is_answered_from(hub_of, et
     await place(client, ref, m1=node.name)
     async with hub.agent(node) as stub:
         after = await eventually(lambda: poll(stub, node), lambda a: b"15001" in a.state_json, within=5)
-        later = (await client.get(keys.ha(ref))).mod_revision
+        await write(client, txns.Put(keys.STORE_ID, (await client.get(keys.STORE_ID)).value))
+        later = (await client.get(keys.STORE_ID)).mod_revision
         hub.kill()
         etcd.kill()
         restore(etcd, snapshot)
@@ -309,10 +310,10 @@ async def test_a_quiet_fleet_writes_nothing(hub_of, client):
             return len(json.loads(found.value)["nodes"]) if found else 0
 
         await eventually(beat, lambda heard: heard == 1, within=5)
-        before = await client.revision()
+        before = await client.newest_change(keys.ROOT)
         until = time.monotonic() + 4
         await eventually(beat, lambda _: time.monotonic() > until, within=6, every=0.5)
-        assert await client.revision() == before
+        assert await client.newest_change(keys.ROOT) == before
 
 
 async def test_two_living_hubs_of_one_name_end_with_the_elder_giving_up(hub_of, tmp_path):

@@ -51,10 +51,10 @@ class Data:
 
 @dataclass(slots=True)
 class Stream:
-    """A replica's connection, on the primary's side."""
+    """A replica's connection to a primary; both ends hold it."""
 
-    member: str
-    engine: Engine
+    primary: Engine
+    replica: Engine
     sent: int
     flushed: int
     until: float = 0.0  # true time of the last delivery: messages of a connection stay in order
@@ -125,8 +125,8 @@ class Engine:
             return Seen(state=self.state())
         lsn = Lsn(len(data.wal) * ENTRY_BYTES)
         standbys = () if data.standby else tuple(
-            Standby(member=s.member, flushed=Lsn(s.flushed * ENTRY_BYTES), streaming=s.open)
-            for s in self._streams.values()
+            Standby(member=member, flushed=Lsn(s.flushed * ENTRY_BYTES), streaming=s.open)
+            for member, s in self._streams.items()
         )
         return Seen(
             state=self.state(),
@@ -312,7 +312,9 @@ class Engine:
             return True
         if not setting.names:
             return False
-        have = sum(1 for s in self._streams.values() if s.open and s.member in setting.names and s.flushed >= length)
+        have = sum(
+            1 for member, s in self._streams.items() if s.open and member in setting.names and s.flushed >= length
+        )
         return have >= setting.k
 
     # --- streaming, the primary's side ---
@@ -328,10 +330,9 @@ class Engine:
         before = self._streams.get(replica.member)
         if before is not None:
             before.open = False
-        stream = Stream(replica.member, replica, sent=length, flushed=length)
+        stream = Stream(self, replica, sent=length, flushed=length)
         self._streams[replica.member] = stream
         reply(stream)
-        self._ship()
 
     def _ship(self) -> None:
         for stream in self._streams.values():
@@ -341,12 +342,12 @@ class Engine:
     def _send(self, stream: Stream) -> None:
         data = self.data
         assert data is not None, "a primary has data"
-        if not self.network.passes(self.host.name, stream.engine.host.name):
+        replica, life = stream.replica, stream.replica.process.life
+        if not self.network.passes(self.host.name, replica.host.name):
             self._break(stream)
             return
         entries, start = data.wal[stream.sent : data.flushed], stream.sent
         stream.sent = max(stream.sent, data.flushed)
-        replica, life = stream.engine, stream.engine.process.life
         timeline, history, written = data.timeline, data.history, len(data.wal)
         stream.until = max(stream.until, self.world.now + self.network.delay())
 
@@ -359,6 +360,10 @@ class Engine:
             replica.process.soon(lambda: replica.receive(stream, start, entries, timeline, history, written))
 
         self.world.at(stream.until - self.world.now, arrive)
+
+    def begin(self, stream: Stream) -> None:
+        if stream.open and self.is_primary:
+            self._send(stream)
 
     def _break(self, stream: Stream) -> None:
         """A connection over a cut network is noticed after a while."""
@@ -401,6 +406,7 @@ class Engine:
             return None
         self.checkers.joined(self, source, length)
         self._source = answer
+        self.network.stream(self.host.name, source.process, lambda: source.begin(answer))
         return None
 
     def _connected(self, _result: Any) -> None:
@@ -418,21 +424,16 @@ class Engine:
         written: int,
     ) -> None:
         data = self.data
-        if not stream.open or data is None or not data.standby or self._source not in (stream, None):
-            return
-        if self._source is None:
-            if self.upstream == "" or not self._connecting:
-                return
-            self._source = stream  # the first batch overtook the answer
-        if start != len(data.wal):
+        if not stream.open or self._source is not stream or data is None or start != len(data.wal):
             return
         data.wal.extend(entries)
         data.flushed = len(data.wal)
         data.timeline, data.history = timeline, history
         self._leader_length = max(self._leader_length, written)
-        source, length = self.peers.get(stream.member_of_primary), len(data.wal)
-        if source is not None and entries:
-            self.network.send(self.host.name, source.process, lambda: source.confirm(stream, length))
+        if entries:
+            self.checkers.received(self, entries)
+            source, length = stream.primary, len(data.wal)
+            self.network.stream(self.host.name, source.process, lambda: source.confirm(stream, length))
 
     def _leave(self) -> None:
         if self._source is not None:

@@ -56,6 +56,13 @@ class Network:
 
         self.world.at(self.delay(), arrive)
 
+    def stream(self, source: str, target: Process, do: Callable[[], None]) -> None:
+        """A message on an open connection: late, but never lost unless the network is cut."""
+        self.world.at(
+            self.world.rng.uniform(0.0003, 0.002),
+            lambda: target.soon(do) if self.passes(source, target.host.name) else None,
+        )
+
     def call(
         self, caller: Process, target: Process, handler: Callable[[Reply], None], *, timeout_s: float
     ) -> Waiting:

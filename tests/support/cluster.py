@@ -85,9 +85,8 @@ class Cluster:
     async def primary_node(self, name: str = INSTANCE) -> str:
         """The node whose member leads."""
         status = await self.status(name)
-        leader = status["primary"] if isinstance(status.get("primary"), str) else status["leader"]["member"]
-        assert leader, f"{name} has no primary: {status}"
-        return next(member["node"] for member in status["members"] if member["member"] == leader)
+        assert status["primary"], f"{name} has no primary: {status}"
+        return next(member["node"] for member in status["members"] if member["name"] == status["primary"])
 
     async def etcd_keys(self, prefix: str) -> list[str]:
         """All keys with this prefix, by etcdctl."""

@@ -69,6 +69,7 @@ class Configuration:
             major=member.setup.offer.version,
             primary_conninfo=conninfo_of_walreceiver(member, upstream) if upstream else "",
             primary_slot_name=slot_name(member.name) if upstream else "",
+            durable=member.setup.durable,
             floors=(await self._control.read()).floors if standby else {},
         )
 
@@ -120,7 +121,9 @@ class Configuration:
 
     def _hba(self) -> str:
         member = self._member
-        neighbours = [hba.Neighbour(node=p.node, address=p.address, tls=p.engine_tls) for p in member.peers if p.address]
+        neighbours = [
+            hba.Neighbour(node=p.node, address=p.address, tls=p.engine_tls) for p in member.peers if p.address
+        ]
         return hba.render_hba(own_address=member.setup.address, neighbours=neighbours, tls=member.tls)
 
     def _ident(self) -> str:

@@ -26,6 +26,7 @@ from core.records import MemberDesired, MemberSecrets, PeerMember, to_json
 SUPERUSER = "postgres"
 REPLICATION_USER = "moorage_replication"
 SLOT_PREFIX = "moorage_"
+CONNECT_WITHIN_S = 5.0
 SOCKET_PATH_MAX = 107  # bytes in sockaddr_un.sun_path, without the final zero
 
 
@@ -134,7 +135,7 @@ class Member:
         session = await Session.open(
             self.local_conninfo(database),
             options={"synchronous_commit": "local", "statement_timeout": f"{int(within_s * 1000)}"},
-            within_s=within_s,
+            within_s=min(within_s, CONNECT_WITHIN_S),
             subject=self.subject,
         )
         try:

@@ -13,7 +13,7 @@ without a restart point on it; the newest timeline that has a log file for its p
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.engines.base import EngineFacts
@@ -34,13 +34,13 @@ from core.status import Role
 log = EventLog("agent.observe")
 CONNECT_S = 1.0
 ANSWER_S = 2.0  # with CONNECT_S below the 5 s that the keeper allows
-UNRESPONSIVE_AFTER_S = 10.0
 RENEW_AFTER_S = 10.0
 SIZE_EVERY_S = 60.0
 SEGMENT_BYTES = 16 << 20  # initdb's default, which is what `initdb` here uses
 # What a server that lives says to a client it does not let in.
 _NOT_YET = ("starting up", "shutting down", "not yet accepting", "not accepting connections", "recovery mode")
 _FULL = ("too many clients", "remaining connection slots")
+LACKS_LOG = "the primary no longer has the log this replica needs: it must be cloned anew"
 _ALL_REPLAYED = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")  # the startup process waits for more log
 
 _QUERY = """
@@ -72,8 +72,10 @@ class Remembered:
     process: ProcessId
     answered_at: float
     timeline: int = 0
-    told: Lsn = Lsn()  # the furthest the primary spoke of, on `told_timeline`
+    told: Lsn = field(default_factory=Lsn)  # the furthest the primary spoke of, on `told_timeline`
     told_timeline: int = 0
+    # Once all log on disk is replayed, what comes later is counted as received.
+    caught_up: bool = False
     last: Engine | None = None
 
 
@@ -179,7 +181,7 @@ class Observer:
         if starting or any(words in error.what for words in _NOT_YET):
             known.answered_at = now
             return replace(stale, state=EngineState.STARTING, streaming=False, standbys=())
-        if now - known.answered_at < UNRESPONSIVE_AFTER_S:
+        if now - known.answered_at < self._member.setup.unresponsive_after_s:
             return stale
         log.warning("engine_unresponsive", member=self._member.subject, silent_s=round(now - known.answered_at, 1))
         return replace(stale, state=EngineState.UNRESPONSIVE, streaming=False)
@@ -221,16 +223,18 @@ class Observer:
         known.timeline = max(known.timeline, self._timeline(row, receiver, position))
         self._hear(receiver, known)
         self.facts = replace(self.facts, lag_bytes=max(0, known.told - replayed) if known.told.value else 0)
-        caught_up = receiver is not None or row["startup_waits"] in _ALL_REPLAYED
+        known.caught_up = known.caught_up or receiver is not None or row["startup_waits"] in _ALL_REPLAYED
         upstream = self._upstream(row["conninfo"])
+        streaming = self._streams(receiver, upstream)
         return Engine(
-            state=EngineState.RUNNING if caught_up else EngineState.STARTING,
+            state=EngineState.RUNNING if known.caught_up else EngineState.STARTING,
             role=Role.REPLICA,
             position=WalPosition(known.timeline, position),
             leader_lsn=known.told,
             system_id=row["system_id"],
             upstream=upstream,
-            streaming=self._streams(receiver, upstream),
+            streaming=streaming,
+            failure="" if streaming or not self._postmaster.lacks_log() else LACKS_LOG,
         )
 
     def _timeline(self, row: Row, receiver: dict[str, Any] | None, position: Lsn) -> int:

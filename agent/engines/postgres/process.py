@@ -18,9 +18,10 @@ from pathlib import Path
 from agent.engines.files import make_owned_directory
 from agent.engines.postgres.member import Member
 from agent.engines.tools import tail
+from agent.engines.waiting import until
 from agent.supervise import processes
 from agent.supervise.base import Launch, ProcessId, Supervisor
-from core.errors import EngineError
+from core.errors import EngineError, TimedOutError
 from core.log import EventLog
 
 log = EventLog("agent.engine")
@@ -45,7 +46,7 @@ class Postmaster:
         self._swept = False  # no leftover can exist: nothing of ours has run since the last sweep
         # Held while killing: a sweep that began before a start must not meet the new postmaster.
         self._sweeping = asyncio.Lock()
-        self._halts = 0  # grows with each stop or fence, which calls off a start that is under way
+        self.halts = 0  # grows with each stop or fence, which calls off a start that is under way
 
     # --- who it is --------------------------------------------------------------------------------------------------
 
@@ -93,7 +94,7 @@ class Postmaster:
     async def start(self, *, within_s: float) -> bool:
         """Start it and wait until it lets clients in: True; False when it still recovers after `within_s`. EngineError
         with the end of its log when it ends meanwhile."""
-        halts = self._halts
+        halts = self.halts
         member = self._member
         if self.find() is not None:
             raise EngineError("the engine runs already", object=member.subject)
@@ -102,7 +103,7 @@ class Postmaster:
         make_owned_directory(member.paths.sockets, member.setup.run_as)
         make_owned_directory(member.paths.logs, member.setup.run_as)
         member.relabel(asked_to_end=False)
-        if self._halts != halts:
+        if self.halts != halts:
             raise EngineError("the start was called off", object=member.subject)
         # No await between the check and the start: a fence either calls it off or sees the process.
         process = self._launch()
@@ -166,7 +167,7 @@ class Postmaster:
 
     def _newest_log(self) -> Path | None:
         logs = self._member.paths.logs
-        files = [path for path in logs.glob("engine-*.log")] if logs.is_dir() else []
+        files = list(logs.glob("engine-*.log")) if logs.is_dir() else []
         return max(files, key=lambda path: path.stat().st_mtime, default=None)
 
     def printed(self) -> str:
@@ -178,11 +179,16 @@ class Postmaster:
             text = _read_end(newest, offset)
         return text if "FATAL" in text or "PANIC" in text else f"{_read_end(self._member.paths.log, 0)}\n{text}"
 
+    def lacks_log(self) -> bool:
+        """Whether a replica asked its primary for log that is no longer there, as the last it had to say of it."""
+        printed = self.printed()
+        return printed.rfind("has already been removed") > printed.rfind("started streaming WAL")
+
     # --- ending -----------------------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """Fast shutdown; immediate when that takes too long; then SIGKILL. No process is left when it returns."""
-        self._halts += 1
+        self.halts += 1
         process = self.find()
         if process is not None:
             self._member.relabel(asked_to_end=True)
@@ -196,7 +202,7 @@ class Postmaster:
 
     async def fence(self, within_s: float) -> None:
         """Immediate shutdown; after half of the time SIGKILL to everything. Depends on no disk."""
-        self._halts += 1
+        self.halts += 1
         process = self.find()
         if process is not None:
             self._supervisor.send(process, signal.SIGQUIT)
@@ -214,10 +220,11 @@ class Postmaster:
         return True
 
     async def _let_linger(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while processes.running_below(self._member.paths.data, PROGRAMS):
-                    await asyncio.sleep(POLL_S)
+        async def all_gone() -> bool:
+            return not processes.running_below(self._member.paths.data, PROGRAMS)
+
+        with contextlib.suppress(TimedOutError):
+            await until(all_gone, within_s=LINGER_S, what="leftovers did not end", subject=self._member.subject)
 
     async def sweep(self, *, force: bool = False) -> None:
         """Kill what is left of an engine that has ended, and of tools of an agent before us, unless nothing can be

@@ -58,10 +58,9 @@ def _tls_parameters(member: Member, peer: PeerMember, *, cert: Path, key: Path, 
     if not member.tls:
         return {"sslmode": "prefer"}
     identity = {"sslcert": str(cert), "sslkey": str(key)}
-    # A peer not known to have TLS may be one that has not reported yet: TLS is then tried, not demanded.
-    return {**identity, "sslmode": "verify-full", "sslrootcert": str(ca)} if peer.engine_tls else {
-        **identity, "sslmode": "prefer"
-    }  # fmt: skip
+    if peer.engine_tls:
+        return {**identity, "sslmode": "verify-full", "sslrootcert": str(ca)}
+    return {**identity, "sslmode": "prefer"}  # it may only not have reported yet: TLS is tried, not demanded
 
 
 def conninfo_of_tools(member: Member, peer: PeerMember, **more: str) -> str:
@@ -114,8 +113,8 @@ async def history(member: Member, peer: PeerMember) -> tuple[str, int, tuple[For
         if timeline == 1:
             return str(system["systemid"]), 1, ()
         told = await session.row(f"TIMELINE_HISTORY {timeline}", within_s=PEER_ANSWER_S)
-    content = told["content"]
-    text = content.decode() if isinstance(content, bytes | bytearray | memoryview) else str(content)
+    content = told["content"]  # text or bytea, by version
+    text = content if isinstance(content, str) else bytes(content).decode()
     return str(system["systemid"]), timeline, parse_history(text)
 
 

@@ -85,15 +85,13 @@ class Declared:
             await self._rows(sql.SQL("CREATE ROLE {} LOGIN REPLICATION").format(name))
             log.info("role_created", member=self._member.subject, role=REPLICATION_USER)
         if password and not _fits(password, known["verifier"] if known else None):
-            await self._rows(
-                sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(make_verifier(password)))
-            )
+            await self._rows(sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(make_verifier(password))))
         for function in _REWIND_FUNCTIONS:
             granted = await self._rows(
                 "SELECT has_function_privilege(%s, %s, 'execute') AS granted", REPLICATION_USER, function
             )
             if not granted[0]["granted"]:
-                grant = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.SQL(function), name)  # type: ignore[arg-type]
+                grant = sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.SQL(function), name)
                 await self._rows(grant)
         if self._member.setup.offer.version >= 15:
             await self._grant("pg_checkpoint", REPLICATION_USER, await self._granted_to(REPLICATION_USER))
@@ -102,7 +100,8 @@ class Declared:
 
     async def _users(self) -> dict[str, Row]:
         rows = await self._rows(
-            "SELECT rolname AS name, rolsuper AS superuser, rolcanlogin AS login, rolpassword AS verifier FROM pg_authid"
+            "SELECT rolname AS name, rolsuper AS superuser, rolcanlogin AS login, rolpassword AS verifier"
+            " FROM pg_authid"
         )
         return {row["name"]: row for row in rows}
 

@@ -97,9 +97,11 @@ class Session:
     def _sever(self, task: asyncio.Task[Any]) -> None:
         _severed.add(task)
         task.add_done_callback(self._severed_ended)
-        with contextlib.suppress(OSError, psycopg.Error):
-            with socket.socket(fileno=os.dup(self._connection.pgconn.socket)) as twin:
-                twin.shutdown(socket.SHUT_RDWR)
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(self._connection.pgconn.socket)) as twin,
+        ):
+            twin.shutdown(socket.SHUT_RDWR)
 
     def _severed_ended(self, task: asyncio.Task[Any]) -> None:
         _severed.discard(task)

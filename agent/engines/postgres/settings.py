@@ -113,6 +113,7 @@ class Standing:
     major: int
     primary_conninfo: str  # empty = streams from nobody
     primary_slot_name: str
+    durable: bool
     floors: Mapping[str, int]  # REPLICA_FLOORS as the primary had them; empty on a primary
 
 
@@ -142,6 +143,8 @@ def managed(desired: MemberDesired, standing: Standing) -> dict[str, str]:
         "log_rotation_size": "0",
         "log_truncate_on_rotation": "on",
     }
+    if not standing.durable:
+        values["fsync"] = "off"
     if standing.major >= 17:
         values["allow_alter_system"] = "off"  # parameters are declared in the specification, the same on all members
     if standing.tls_dir:

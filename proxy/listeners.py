@@ -1,0 +1,72 @@
+"""The ports of all routes: opened and closed as tables come, tried again when somebody else holds one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from core.log import EventLog
+from core.routes import Route
+from proxy.session import ClientSession, Gate
+
+log = EventLog("proxy.listeners")
+BACKLOG = 1024
+RETRY_S = 1.0
+Port = tuple[str, int, bool]  # instance, port, read-only
+
+
+class Listeners:
+    """`run()` makes what listens equal to what the routes want."""
+
+    def __init__(self, gate: Gate, address: str) -> None:
+        self._gate = gate
+        self._address = address
+        self._open: dict[Port, asyncio.Server] = {}
+        self._failing: set[Port] = set()
+        self._look = asyncio.Event()
+
+    def changed(self) -> None:
+        self._look.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            self._look.clear()
+            await self._make_so(self._gate.table.routes())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S if self._failing else None):
+                    await self._look.wait()
+
+    async def _make_so(self, routes: tuple[Route, ...]) -> None:
+        wanted: set[Port] = set()
+        for route in routes:
+            wanted |= {(route.instance, route.rw_port, False), (route.instance, route.ro_port, True)}
+        for port in self._open.keys() - wanted:
+            self._open.pop(port).close()
+        self._failing &= wanted
+        for port in wanted - self._open.keys():
+            await self._listen(port)
+
+    async def _listen(self, port: Port) -> None:
+        instance, number, read_only = port
+        loop = asyncio.get_running_loop()
+        try:
+            self._open[port] = await loop.create_server(
+                lambda: ClientSession(self._gate, instance, read_only=read_only),
+                self._address,
+                number,
+                backlog=BACKLOG,
+            )
+        except OSError as error:
+            if port not in self._failing:
+                log.error("listen_failed", instance=instance, port=number, error=str(error), next_try_s=RETRY_S)
+            self._failing.add(port)
+            return
+        self._failing.discard(port)
+        log.info("listening", instance=instance, address=self._address, port=number, read_only=read_only)
+
+    def close(self) -> None:
+        """Accept nobody any more; sessions go on."""
+        for server in self._open.values():
+            server.close()
+        self._open.clear()

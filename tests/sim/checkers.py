@@ -1,0 +1,155 @@
+"""What must hold in every run, checked as it happens, and at the end.
+
+- *One writable primary*: at no instant do the proxies' routes lead to two primaries that accept writes, and no write is
+  accepted in a term after one of a later term was.
+- *Terms* grow by one with each new leader.
+- *The record is true*: each acknowledged commit is on k of the names on record, at each acknowledgement and at each change
+  of the record; and no engine acknowledges anything once another member has led (sync and quorum).
+- *Nothing acknowledged is lost*: sync and quorum: never. Async: only when another member took over, and then only the
+  tail of what the old leader acknowledged.
+- *Logs agree*: a replica that joins a primary has exactly the primary's log so far.
+- *Progress*: some time after the last trouble the instance is whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from core.records import HaRecord, LeaderRecord
+from hub.etcd import keys
+from tests.sim.engine_model import ENTRY_BYTES
+from tests.sim.etcd_model import Change, Etcd
+from tests.sim.hub_model import REF, parse
+from tests.sim.world import World
+
+if TYPE_CHECKING:
+    from tests.sim.engine_model import Engine
+    from tests.sim.proxy_model import Proxy
+
+TAIL_S = 13.0  # of an async leader's term that a successor may lack: a lease's TTL, TOUCH_S, and the way of the news
+
+
+class Violation(Exception):
+    """What must hold did not."""
+
+
+class Checkers:
+    """Called by the models at the moment something happens."""
+
+    def __init__(self, world: World, etcd: Etcd) -> None:
+        self.world = world
+        self.etcd = etcd
+        self.engines: dict[str, Engine] = {}
+        self.proxies: list[Proxy] = []
+        self.held: dict[str, set[str]] = {}  # member -> writes in its log
+        self.acked: dict[str, tuple[float, int]] = {}  # write -> when and in which term a proxy let its answer pass
+        self.acked_by_engine: set[str] = set()
+        self.terms: list[tuple[float, int, str]] = []  # leaders, as etcd had them
+        self._forwarded: dict[str, int] = {}  # write -> term of the route
+        self._last_written = 0
+        self._written_by: dict[int, str] = {}
+        self._ha = HaRecord()
+        etcd.on_change.append(self._changed)
+
+    # --- as it happens ---
+
+    def forwarded(self, write_id: str, term: int) -> None:
+        self._forwarded[write_id] = term
+
+    def written(self, engine: Engine, write_id: str) -> None:
+        """An engine has accepted a client's write."""
+        self.held.setdefault(engine.member, set()).add(write_id)
+        term = self._forwarded[write_id]
+        if term < self._last_written:
+            self.fail(f"{engine.member} accepts a write of term {term} after one of term {self._last_written}")
+        self._last_written = term
+        if self._written_by.setdefault(term, engine.member) != engine.member:
+            self.fail(f"{engine.member} and {self._written_by[term]} both accept writes in term {term}")
+
+    def received(self, engine: Engine, entries: list[str]) -> None:
+        self.held.setdefault(engine.member, set()).update(entries)
+
+    def wal_changed(self, engine: Engine) -> None:
+        """The log was cut or replaced."""
+        self.held[engine.member] = set(engine.data.wal) if engine.data is not None else set()
+
+    def joined(self, replica: Engine, primary: Engine, length: int) -> None:
+        assert replica.data is not None, "a replica that joins has data"
+        assert primary.data is not None, "a primary has data"
+        if replica.data.wal[:length] != primary.data.wal[:length]:
+            self.fail(f"{replica.member} streams from {primary.member}, but their logs differ")
+
+    def acknowledged(self, engine: Engine, write_id: str) -> None:
+        """An engine has told its client that the commit is safe."""
+        if self._ha.sync.mode == "async":
+            return
+        self.acked_by_engine.add(write_id)
+        if self._ha.leader != engine.member:
+            self.fail(f"{engine.member} acknowledges {write_id}, but {self._ha.leader} has led since")
+        self._covered(write_id)
+
+    def passed(self, write_id: str, term: int) -> None:
+        self.acked[write_id] = (self.world.now, term)
+
+    def look(self) -> None:
+        """At most one primary can be reached for writing."""
+        reached = set()
+        for proxy in self.proxies:
+            target = proxy.target() if proxy.process.alive and not proxy.process.paused else None
+            if target is not None:
+                engine = self.engines[target[1]]
+                if engine.is_primary and not engine.process.paused:
+                    reached.add(target)
+        if len({member for _, member in reached}) > 1:
+            self.fail(f"two primaries can be reached: {sorted(reached)}")
+
+    def _changed(self, changes: list[Change]) -> None:
+        for change in changes:
+            if change.key == keys.leader(REF) and change.entry is not None:
+                leader = parse(LeaderRecord, change.entry.value)
+                if self.terms and leader.term != self.terms[-1][1] + 1:
+                    self.fail(f"term {leader.term} follows {self.terms[-1][1]}")
+                self.terms.append((self.world.now, leader.term, leader.member))
+                self.world.note(f"{leader.member} leads term {leader.term}")
+            elif change.key == keys.leader(REF):
+                self.world.note("nobody leads")
+            elif change.key == keys.ha(REF) and change.entry is not None:
+                before, self._ha = self._ha, parse(HaRecord, change.entry.value)
+                if before.sync != self._ha.sync:
+                    self._check_record()
+
+    def _check_record(self) -> None:
+        sync = self._ha.sync
+        self.world.note(f"on record: {sync.mode} {sync.k} of {','.join(sync.names) or 'nobody'}")
+        if sync.mode != "async" and sync.k:
+            for write_id in self.acked_by_engine:
+                self._covered(write_id)
+
+    def _covered(self, write_id: str) -> None:
+        sync = self._ha.sync
+        # A member whose data directory is being replaced cannot vote, so it misleads nobody.
+        have = sum(1 for name in sync.names if write_id in self.held[name] or not self.engines[name].has_data)
+        if have < sync.k:
+            self.fail(f"{write_id} is on {have} of {','.join(sync.names)}, the record says {sync.k}")
+
+    # --- at the end ---
+
+    def check_nothing_lost(self, primary: Engine, *, mode: str, max_lag_bytes: int) -> None:
+        assert primary.data is not None, "a primary has data"
+        lost = sorted(set(self.acked) - set(primary.data.wal))
+        if mode != "async" and lost:
+            self.fail(f"{len(lost)} acknowledged writes are lost, such as {lost[0]} of term {self.acked[lost[0]][1]}")
+        for term in sorted({self.acked[write_id][1] for write_id in lost}):
+            self._check_tail(term, [w for w in lost if self.acked[w][1] == term], max_lag_bytes)
+
+    def _check_tail(self, term: int, lost: list[str], max_lag_bytes: int) -> None:
+        led = {t: member for _, t, member in self.terms}
+        if all(member == led[term] for t, member in led.items() if t > term):
+            self.fail(f"{len(lost)} writes of term {term} are lost, and nobody else has led since")
+        last = max(at for at, t in self.acked.values() if t == term)
+        early = [w for w in lost if self.acked[w][0] < last - TAIL_S]
+        if len(early) * ENTRY_BYTES > max_lag_bytes:
+            self.fail(f"{len(early)} writes of term {term} are lost although they were acknowledged long before its end")
+
+    def fail(self, what: str) -> None:
+        raise Violation(f"at {self.world.now:.3f} s: {what}")
