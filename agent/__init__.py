@@ -7,3 +7,9 @@ the hub is away. Engines and proxy are processes of their own that outlive the a
 
 Every connection to the hub is opened from here. The agent never talks to etcd.
 """
+
+import os
+
+# gRPC's fork handlers run in every child that is made as another user (Python forks there, it cannot spawn) and abort
+# it when a call is under way in another thread. Children of the agent never use gRPC. Read once, when grpc is imported.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

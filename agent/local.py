@@ -83,6 +83,7 @@ class Memory:
     renewed_at: float = 0.0  # monotonic, of this boot
     fence_at: float = 0.0  # monotonic, of this boot
     restart_id: int = 0  # carried out
+    prepared: bool = False  # settings, roles and slots were complete once: the others may copy from here
 
 
 class LocalFiles:

@@ -71,9 +71,9 @@ def _of_file(path: str) -> Iterator[Source]:
 
 def parse_sources(data: bytes, name: str) -> Iterator[Source]:
     """The documents in YAML text (so JSON too). UserError names file, line, document and field."""
-    loader = yaml.SafeLoader(_decoded(data, name))
     number = 0
     try:
+        loader = yaml.SafeLoader(_decoded(data, name))  # looks for control characters already
         while loader.check_node():
             node = loader.get_node()
             assert node is not None  # check_node has said so
@@ -87,8 +87,6 @@ def parse_sources(data: bytes, name: str) -> Iterator[Source]:
         raise UserError(f"not valid YAML: {error.problem}", object=f"{name}:{line}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"not valid YAML: {output.plain(error)}", object=name) from error
-    finally:
-        loader.dispose()
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -15,6 +15,7 @@ import contextlib
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from core.clock import Clock
 from core.errors import words
@@ -77,8 +78,7 @@ class ClientSession(asyncio.Protocol):
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._connected_at = self._now()
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
@@ -192,7 +192,6 @@ class ClientSession(asyncio.Protocol):
             return
         if secured is None or self.transport is None:
             return
-        assert isinstance(secured, asyncio.Transport)
         secured.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self.transport, self._tls, self._task = secured, True, None
         if self._buffer:
@@ -375,9 +374,8 @@ class ServerLink(asyncio.Protocol):
         self.bytes_out = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     def send(self, data: bytes) -> None:
         if self._transport is None:

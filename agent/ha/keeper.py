@@ -376,6 +376,9 @@ class Keeper:
             self._settled, self._settled_at = wanted, self.node.clock.now()
             self._settled_generation = generation
             self.operations.note_success()
+            if not self.memory.prepared:
+                self.memory = replace(self.memory, prepared=True)
+                self.node.files.keep_memory(self.dir, self.memory)
 
     async def _let_go(self) -> None:
         """Not wanted here any more, but never told to delete: stop, keep the data, say so."""

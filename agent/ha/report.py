@@ -59,6 +59,8 @@ def _running(keeper: Keeper) -> Told:
     engine = keeper.engine
     problem = "; ".join(keeper.driver.facts().problems) or keeper.operations.failure
     if engine.role is Role.PRIMARY:
+        if keeper.writable() and not keeper.memory.prepared:
+            return MemberState.STARTING, "Preparing", "makes roles and replication slots"
         if keeper.writable():
             return MemberState.RUNNING, "SettingsProblem" if problem else "", problem
         return MemberState.STARTING, "NotLeader", "the engine is primary, but the leadership is not held"

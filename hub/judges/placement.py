@@ -176,14 +176,15 @@ def place(
     if request.count == 0:
         return Placement((), request.engine_version or 0)
     fleet = _Fleet(nodes=nodes, usage=usage, silent=silent)
-    versions = _versions(request, fleet)
-    for version in versions:
-        chosen = _choose(request, fleet, _fitting(request, fleet, version))
+    fitting = {version: _fitting(request, fleet, version) for version in _versions(request, fleet)}
+    for version, able in fitting.items():
+        chosen = _choose(request, fleet, able)
         if len(chosen) == request.count:
             return Placement(tuple(chosen), version)
     # Told against the version that most nodes could run: the most useful thing to change is found there.
-    told = max(versions, key=lambda v: (len(_fitting(request, fleet, v)), v), default=request.engine_version or 0)
-    return Unplaceable(_summary(request, fleet, told), _all_refusals(request, fleet, told))
+    told = max(fitting, key=lambda version: (len(fitting[version]), version), default=request.engine_version or 0)
+    summary = _summary(request, fleet, told, fitting.get(told, []))
+    return Unplaceable(summary, _all_refusals(request, fleet, told))
 
 
 def explain(
@@ -347,8 +348,7 @@ def _free_memory(request: Request, fleet: _Fleet, node: str) -> float:
 # --- words ----------------------------------------------------------------------------------------------------------
 
 
-def _summary(request: Request, fleet: _Fleet, version: int) -> str:
-    fitting = _fitting(request, fleet, version)
+def _summary(request: Request, fleet: _Fleet, version: int, fitting: Sequence[str]) -> str:
     engine = f"{request.engine} {version}" if version else request.engine
     if request.spread == "zone":
         zones = len({fleet.nodes[node].zone for node in fitting})

@@ -9,19 +9,18 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-READY_HEAD = b"Z\0\0\0\x05"
-READY_STATES = frozenset({b"I", b"T", b"E"})
+READY = frozenset(b"Z\0\0\0\x05" + state for state in (b"I", b"T", b"E"))
 MAX_GREETING_BYTES = 64 << 10  # parameters, key and notices before the first ReadyForQuery; more is no server of ours
 NOT_YET = frozenset({"57P01", "57P02", "57P03"})  # going down, crashed, not accepting connections yet
 
 
-def ends_ready(data: bytes | bytearray) -> bool:
+def ends_ready(data: bytes) -> bool:
     """Whether the buffer's last message is ReadyForQuery.
 
     Other data can end in the same six bytes; then a session that is being cut gets a last message it cannot read,
     before it is closed all the same.
     """
-    return bytes(data[-6:-1]) == READY_HEAD and bytes(data[-1:]) in READY_STATES
+    return data[-6:] in READY
 
 
 @dataclass(slots=True)
@@ -40,7 +39,7 @@ class Greeting:
         if self.done:
             return
         self._buffer += data
-        while not self.done and len(self._buffer) >= 5:
+        while len(self._buffer) >= 5:
             (length,) = struct.unpack_from("!I", self._buffer, 1)
             if length < 4 or length > MAX_GREETING_BYTES:
                 self.done = True  # whatever it is, it is the client's to understand
@@ -49,6 +48,8 @@ class Greeting:
                 return
             self._message(self._buffer[0], bytes(self._buffer[5 : length + 1]))
             del self._buffer[: length + 1]
+            if self.done:
+                return
 
     def _message(self, kind: int, body: bytes) -> None:
         if kind == ord("K") and len(body) >= 8:

@@ -170,7 +170,7 @@ async def _join(cluster: Cluster, number: int, engine_dirs: Sequence[str]) -> No
     agent = AgentProcess(
         cluster.root / node, node=node, address=f"127.0.0.{10 + number}", zone=f"z{number}", engine_dirs=engine_dirs
     )
-    token = (await cluster.actl("node", "token", "--node", node)).strip().splitlines()[-1]
+    token = (await cluster.actl("node", "token", node)).strip().splitlines()[-1]
     result = await asyncio.to_thread(agent.enrol, cluster.hubs[0].operators_address, token)
     assert result.returncode == 0, result.stderr
     agent.start()

@@ -40,7 +40,7 @@ def verbs(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[
         yield path, command
 
 
-# --- exit statuses ----------------------------------------------------------------------------------------------------
+# --- exit statuses ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", errors.ERRORS, ids=lambda kind: kind.code)
@@ -119,9 +119,9 @@ def test_wrong_command_lines_end_with_2_and_say_what_to_do(
 
 
 _WORDS = st.sampled_from(
-    ["instance", "node", "project", "create", "list", "show", "delete", "apply", "-f", "-", "diff", "--yes", "-o", "json",
-     "demo/x", "--hub", "127.0.0.1:1", "--wait", "--timeout", "nan", "-1", "event", "status", "context", "set", "--param"]
-)  # fmt: skip
+    "instance node project create list show delete apply -f - diff --yes -o json demo/x --hub 127.0.0.1:1 --wait "
+    "--timeout nan -1 event status context set --param completion bash --to".split()
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -144,7 +144,7 @@ def test_reader_that_goes_away_is_not_an_error() -> None:
     assert result.stderr == ""
 
 
-# --- help and completion ----------------------------------------------------------------------------------------------
+# --- help and completion ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [path for path, _ in verbs(moorctl)], ids=" ".join)

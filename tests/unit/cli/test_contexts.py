@@ -111,7 +111,7 @@ def test_file_that_others_can_read_is_told_of(place: Path, capsys: pytest.Captur
     ("text", "told"),
     [
         ("current: a\ncontexts:\n  a:\n    hubs: [nonsense]\n", "config.yaml:4: contexts.a.hubs[0]"),
-        ("contexts:\n  a:\n    hub: [x:1]\n", "config.yaml:3: contexts.a.hub"),
+        ("contexts:\n  a:\n    hubs: [x:1]\n    hub: [x:1]\n", "config.yaml:4: contexts.a.hub"),
         ("[1]\n", "must be a mapping"),
         ("current: gone\n", "context 'gone' does not exist"),
     ],

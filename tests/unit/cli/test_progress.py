@@ -73,8 +73,8 @@ def test_restart_is_over_when_every_member_has_carried_it_out() -> None:
     ("conditions", "told"),
     [
         ([condition("Placed", False, "no node"), condition("Replicating", False, "see", "NoPrimary")], "no node"),
-        ([condition("Converged", False, "later"), condition("PrimaryAvailable", False, "nobody leads")], "nobody leads"),
-        ([condition("PrimaryAvailable", False, "see Placed", "NotPlaced"), condition("Placed", False, "no node")], "no node"),
+        ([condition("Converged", False, "later"), condition("PrimaryAvailable", False, "no leader")], "no leader"),
+        ([condition("PrimaryAvailable", False, "see", "NotPlaced"), condition("Placed", False, "no node")], "no node"),
         ([condition("PendingRestart", False, "nothing"), condition("EngineTls", False, "no TLS")], ""),
         ([condition("PendingRestart", True, "restart it")], "restart it"),
         ([condition("NodesReachable", True, "n1")], ""),
