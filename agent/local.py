@@ -107,15 +107,13 @@ class LocalFiles:
     def keep_lease_id(self, lease_id: int) -> None:
         write_atomically(self._root / "lease.json", to_json(HeldLease(boot=self._boot, lease_id=lease_id)))
 
-    def memory(self, member_dir: Path) -> Memory:
-        """Leadership and deadlines of another boot are dropped, all else is kept."""
-        memory = read_record(member_dir / "keeper.json", Memory) or Memory()
-        return (
-            memory
-            if memory.boot == self._boot
-            else replace(memory, boot=self._boot, term=0, renewed_at=0.0, fence_at=0.0)
-        )
+    def memory(self, member_dir: Path) -> Memory | None:
+        """None when there is none. Leadership and deadlines of another boot are dropped, all else is kept."""
+        memory = read_record(member_dir / "keeper.json", Memory)
+        if memory is None or memory.boot == self._boot:
+            return memory
+        return replace(memory, boot=self._boot, term=0, renewed_at=0.0, fence_at=0.0)
 
     def keep_memory(self, member_dir: Path, memory: Memory) -> None:
         """Not durable on purpose: written at every renewal, and a power cut ends the engine as well."""
-        write_atomically(member_dir / "keeper.json", to_json(memory), durable=False)
+        write_atomically(member_dir / "keeper.json", to_json(replace(memory, boot=self._boot)), durable=False)

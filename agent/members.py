@@ -114,8 +114,14 @@ class Members:
         if self.keepers.get(ref) is keeper:
             del self.keepers[ref]
 
-    def routes(self) -> tuple[Route, ...]:
-        """Of all instances with a member here, by name."""
+    def routes(self) -> tuple[Route, ...] | None:
+        """Of all instances with a member here, by name. None while this agent is too young to know: what its
+        predecessor told the proxy is better then, and ends by itself."""
+        node = self._node
+        young = node.clock.now() - node.started_at < node.lease.ttl_s
+        heard = node.hub_seen_at > 0 and all(keeper.observed for keeper in self.keepers.values())
+        if young and not heard:
+            return None
         routes = [keeper.route() for keeper in self.keepers.values() if not keeper.deleted]
         return tuple(sorted(routes, key=lambda route: route.instance))
 

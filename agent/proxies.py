@@ -108,9 +108,9 @@ def _wait_gone(process: psutil.Process, within_s: float) -> bool:
 
 
 class RoutePusher:
-    """Keeps the proxy's table equal to what `routes()` says; `changed()` makes it look at once."""
+    """Keeps the proxy's table equal to what `routes()` says (None = as it is); `changed()` makes it look at once."""
 
-    def __init__(self, process: ProxyProcess, routes: Callable[[], tuple[Route, ...]]) -> None:
+    def __init__(self, process: ProxyProcess, routes: Callable[[], tuple[Route, ...] | None]) -> None:
         self._process = process
         self._routes = routes
         self._changed = asyncio.Event()
@@ -154,7 +154,7 @@ class RoutePusher:
 
     async def _push(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         routes = self._routes()
-        if routes == self._in_force:
+        if routes is None or routes == self._in_force:
             return
         self._seq += 1
         try:

@@ -18,9 +18,10 @@ CLIENT_MARGIN_S = 0.5  # a route ends this much before the leader's lease may: w
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderTrust:
-    """Until when (monotonic seconds) writes may go to the leader of `term`."""
+    """Until when (monotonic seconds) writes may go to `member`, which leads since `term` or an earlier one."""
 
     term: int = 0
+    member: str = ""
     until: float = 0.0
 
 
@@ -33,13 +34,13 @@ def route_of(
 ) -> Route:
     """The route of one instance. `writable_here`: this node's member is the running primary and holds the lease;
     `trust` is then its own fence time, else what others vouch for."""
-    leader = _trusted_leader(view, trust) if view else None
+    leader = _leader(desired, view, trust, writable_here=writable_here) if view else None
     return Route(
         instance=f"{desired.project}/{desired.instance}",
         rw_port=desired.rw_port,
         ro_port=desired.ro_port,
         term=trust.term if leader else 0,
-        primary=_primary(desired, leader, writable_here=writable_here) if leader else None,
+        primary=_endpoint(leader) if leader else None,
         expires_at_s=trust.until,
         replicas=tuple(_endpoint(m) for m in view.members if _serves_reads(m, view)) if view else (),
         hold_s=desired.hold_s,
@@ -49,22 +50,25 @@ def route_of(
     )
 
 
-def _trusted_leader(view: InstanceView, trust: LeaderTrust) -> PeerMember | None:
-    """The member that leads in the trusted term: by its key in etcd or, when only the key has lapsed (the hub was away
+def _leader(
+    desired: MemberDesired, view: InstanceView, trust: LeaderTrust, *, writable_here: bool
+) -> PeerMember | None:
+    """The member that writes go to. For the one on this node its own lease is enough, whatever the view still says."""
+    if writable_here:
+        return next((m for m in view.members if m.member == desired.member), None)
+    if trust.member == desired.member or not _is_led_by(view, trust):
+        return None
+    leader = next((m for m in view.members if m.member == trust.member), None)
+    ready = leader is not None and leader.role is Role.PRIMARY and leader.state is MemberState.RUNNING
+    return leader if ready else None
+
+
+def _is_led_by(view: InstanceView, trust: LeaderTrust) -> bool:
+    """By its key in etcd, in the trusted term or one it took since; or, when only the key has lapsed (the hub was away
     longer than the lease), by the word of the members that still follow it."""
     if view.leader is not None:
-        name = view.leader.member if view.leader.term == trust.term else ""
-    else:
-        lapsed = view.ha.term == trust.term and view.ha.released_term != view.ha.term
-        name = view.ha.leader if lapsed else ""
-    return next((m for m in view.members if m.member == name), None)
-
-
-def _primary(desired: MemberDesired, leader: PeerMember, *, writable_here: bool) -> Endpoint | None:
-    if leader.member == desired.member:
-        return _endpoint(leader) if writable_here else None
-    ready = leader.role is Role.PRIMARY and leader.state is MemberState.RUNNING
-    return _endpoint(leader) if ready else None
+        return view.leader.member == trust.member and view.leader.term >= trust.term
+    return view.ha.leader == trust.member and view.ha.term >= trust.term and view.ha.released_term != view.ha.term
 
 
 def _serves_reads(member: PeerMember, view: InstanceView) -> bool:

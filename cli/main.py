@@ -83,25 +83,15 @@ def run(command: click.Command, arguments: Sequence[str], *, program: str, compl
             list(arguments), prog_name=program, complete_var=complete_variable, standalone_mode=False, obj=session
         )
         sys.stdout.flush()
-    except SystemExit as end:
-        # click ends the process itself after completion, and when the reader has gone (`moorctl event list | head`).
-        if isinstance(end.__context__, BrokenPipeError):
-            return _reader_gone()
-        return end.code if isinstance(end.code, int) else 0
-    except BrokenPipeError:
-        return _reader_gone()
+    except (output.ReaderGone, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain once more when it flushes at exit
+        return BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):
         output.note("interrupted; what the hub was asked for goes on")
         return INTERRUPTED
     except Exception as error:
         return _failed(error, program, debug=session.debug or "--debug" in arguments)
     return result if isinstance(result, int) else 0
-
-
-def _reader_gone() -> int:
-    """Python would complain once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return BROKEN_PIPE
 
 
 def _failed(error: Exception, program: str, *, debug: bool) -> int:

@@ -44,9 +44,16 @@ def raw(line: str) -> str:
     return _CONTROL.sub(" ", line).rstrip()
 
 
+class ReaderGone(Exception):
+    """Nobody reads standard output any more, as with `moorctl event list | head`."""
+
+
 def say(line: str = "") -> None:
-    """One line of the answer."""
-    click.echo(line)
+    """One line of the answer. ReaderGone when nobody takes it."""
+    try:
+        click.echo(line)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
 
 
 def note(line: str) -> None:

@@ -91,7 +91,8 @@ class LeaseBook:
         return max(0.0, line.until - self._clock.now()) if line is not None else 0.0
 
     async def look_up(self, lease_id: int, leader_key: CreatedIs) -> None:
-        """Ask etcd about the lease under `leader_key`, unless what is known is fresh. Never raises for etcd's sake."""
+        """Ask etcd about the lease under `leader_key`, unless what is known is fresh. Never raises for etcd's sake; may
+        take long when etcd is away, so bound it."""
         line = self._lines.get(lease_id)
         if line is not None and self._clock.now() < line.ask_after:
             return

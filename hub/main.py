@@ -142,29 +142,36 @@ async def _serve(config: HubConfig, client: EtcdClient, group: asyncio.TaskGroup
     stopping = _stop_event()
     mirror = Mirror(client)
     tasks = [group.create_task(mirror.run(), name="mirror")]
-    await _in_step(mirror, client)
-    hub = await assemble_hub(config, client, mirror)
+    if await _in_step(mirror, stopping):
+        hub = await assemble_hub(config, client, mirror)
+        await _serve_in_step(hub, group, stopping)
+    for task in tasks:
+        task.cancel()
+    log.info("hub_stopped", hub=config.name)
+
+
+async def _serve_in_step(hub: Hub, group: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
+    """From the first open port to the last closed one."""
     pulse = Pulse(hub.clock, hub.liveness, hub.leases)
-    presence = Presence(config, clock=hub.clock, client=client, mirror=mirror, liveness=hub.liveness)
+    presence = Presence(hub.config, clock=hub.clock, client=hub.client, mirror=hub.mirror, liveness=hub.liveness)
     servers = Servers(hub, pulse)
     try:
         await servers.start()
-        tasks += [
+        tasks = [
             group.create_task(pulse.run(), name="pulse"),
             group.create_task(presence.run(), name="presence"),
             group.create_task(Controllers(hub).run(), name="controllers"),
         ]
         gc.freeze()  # what lives now lives for ever; thousands of futures make full collections long
-        log.info("hub_started", hub=config.name, store_id=mirror.store_id, nodes=len(mirror.nodes))
+        log.info("hub_started", hub=hub.config.name, store_id=hub.mirror.store_id, nodes=len(hub.mirror.nodes))
         await stopping.wait()
-        log.info("hub_draining", hub=config.name, polls=hub.board.waiting)
+        log.info("hub_draining", hub=hub.config.name, polls=hub.board.waiting)
+        for task in tasks:
+            task.cancel()  # its twin takes the controllers' work over while this one still answers
         await presence.leave()
         await servers.drain(STOP_GRACE_S)
     finally:
         await servers.stop()
-    for task in tasks:
-        task.cancel()
-    log.info("hub_stopped", hub=config.name)
 
 
 def _stop_event() -> asyncio.Event:
@@ -175,16 +182,21 @@ def _stop_event() -> asyncio.Event:
     return stopping
 
 
-async def _in_step(mirror: Mirror, client: EtcdClient) -> None:
-    """Wait until the mirror has listed etcd; say so now and then, for etcd may be away for long."""
-    while not mirror.synced.is_set():
-        try:
-            async with asyncio.timeout(SYNC_REMINDER_S):
-                await mirror.synced.wait()
-        except TimeoutError:
-            log.warning("etcd_awaited", seconds=SYNC_REMINDER_S)
+async def _in_step(mirror: Mirror, stopping: asyncio.Event) -> bool:
+    """Wait until the mirror has listed etcd, which may be away for long. False = told to stop meanwhile."""
+    async with asyncio.TaskGroup() as group:
+        waits = [group.create_task(mirror.synced.wait()), group.create_task(stopping.wait())]
+        while not any(wait.done() for wait in waits):
+            await asyncio.wait(waits, timeout=SYNC_REMINDER_S, return_when=asyncio.FIRST_COMPLETED)
+            if not any(wait.done() for wait in waits):
+                log.warning("etcd_awaited", seconds=SYNC_REMINDER_S)
+        for wait in waits:
+            wait.cancel()
+    if stopping.is_set():
+        return False
     if not mirror.store_id:
         raise UserError("etcd has not been prepared", object=keys.STORE_ID, hint="Run `moorage-hub init` first.")
+    return True
 
 
 async def assemble_hub(config: HubConfig, client: EtcdClient, mirror: Mirror) -> Hub:

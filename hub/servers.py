@@ -7,6 +7,8 @@ renewal needs no restart.
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -69,8 +71,9 @@ class Servers:
         """Send everybody elsewhere, then let calls under way finish."""
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._hub.board.drain()
-        await self._agents.stop(grace_s)
-        await self._operators.stop(grace_s)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._agents.stop(grace_s), name="stop agents' port")
+            group.create_task(self._operators.stop(grace_s), name="stop operators' port")
 
     async def stop(self) -> None:
         """End now; does nothing after `drain`."""

@@ -89,7 +89,9 @@ class Keeper:
         self.driver = driver
         self.dir = driver.setup.paths.root
         self.facts = Facts()
-        self.memory: Memory = node.files.memory(self.dir)
+        remembered = node.files.memory(self.dir)
+        # A member that is made anew has no restart to catch up with.
+        self.memory: Memory = Memory(restart_id=desired.restart_id) if remembered is None else remembered
         self.lease = LeaseClock.restored(
             term=self.memory.term,
             renewed_at=self.memory.renewed_at,
@@ -108,6 +110,7 @@ class Keeper:
         self._settled_generation = 0
         self._settled_at = 0.0
         self._watching_death = False
+        self.observed = False  # the engine has been looked at since this agent started
         self.unwanted = asyncio.Event()  # the hub lists this member no more
 
     # --- news from outside ------------------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ class Keeper:
         refusal = may_grant(self.view(), asker=primary, term=term, standing=now < self.facts.standing_until, now=now)
         if not refusal:
             self.facts.promised_until = max(self.facts.promised_until, now + promise_s)
-            self.facts.vouched = LeaderTrust(term=term, until=now + promise_s - CLIENT_MARGIN_S)
+            self.facts.vouched = LeaderTrust(term=term, member=primary, until=now + promise_s - CLIENT_MARGIN_S)
             self.node.routes_changed()
         return refusal
 
@@ -208,6 +211,9 @@ class Keeper:
         self._turned_at = self.node.clock.now()
         self._hand_to_driver()
         await self._observe()
+        if not self.observed:
+            self.observed = True
+            self.node.routes_changed()
         if self.engine.state in (EngineState.RUNNING, EngineState.STARTING, EngineState.UNRESPONSIVE):
             self._watch_death(group)
         now = self.node.clock.now()
@@ -406,16 +412,18 @@ class Keeper:
         """Where this node's proxy sends the clients of the instance."""
         lease = self.lease.lease()
         if lease.term and self.writable():
-            trust = LeaderTrust(term=lease.term, until=lease.fence_at)
+            trust = LeaderTrust(term=lease.term, member=self.ref.member, until=lease.fence_at)
         else:
             trust = self._trust_in_others()
         return route_of(self.desired, self.instance, writable_here=self.writable(), trust=trust)
 
     def _trust_in_others(self) -> LeaderTrust:
         told = self.node.leaders.get(self.ref.instance)
-        by_hub = LeaderTrust(term=told.term, until=told.until - CLIENT_MARGIN_S) if told else LeaderTrust()
         vouched = self.facts.vouched
-        if by_hub.term != vouched.term:
+        if told is None:
+            return vouched
+        by_hub = LeaderTrust(term=told.term, member=told.member, until=told.until - CLIENT_MARGIN_S)
+        if by_hub.member != vouched.member:
             return max(by_hub, vouched, key=lambda trust: trust.term)
         return max(by_hub, vouched, key=lambda trust: trust.until)
 

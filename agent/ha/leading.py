@@ -98,8 +98,9 @@ def _to_be_promoted(view: View, now: float) -> Decision:
 
 
 def _promised(view: View, now: float) -> Decision | None:
-    """An Acquire may take effect after its answer was given up; a promise given since then binds all the same."""
-    if now >= view.promised_until:
+    """An Acquire may take effect after its answer was given up; a promise given since then binds all the same, unless
+    the leader before this one, to whom it was given at the latest, has let go by itself."""
+    if now >= view.promised_until or _ha(view).released_term == view.lease.term - 1:
         return None
     return waits(view, now, Reason.PROMISED_TO_OTHER, until=view.promised_until)
 

@@ -18,7 +18,7 @@ SOON_S = 0.1  # after an action, whose effect is then seen
 UP = frozenset({EngineState.STARTING, EngineState.RUNNING, EngineState.UNRESPONSIVE})
 DOWN = frozenset({EngineState.ABSENT, EngineState.STOPPED, EngineState.CRASHED})
 # Operations in which an engine may begin to accept writes although it does not run yet, or still runs as a replica.
-_OPENING = frozenset({OperationKind.INITIALISE, OperationKind.PROMOTE, OperationKind.HANDOVER})
+_OPENING = frozenset({OperationKind.INITIALISE, OperationKind.PROMOTE})
 
 
 def may_write(view: View) -> bool:
@@ -28,6 +28,8 @@ def may_write(view: View) -> bool:
         return True
     if operation is None:
         return False
+    if operation.kind is OperationKind.HANDOVER:
+        return view.lease.term > 0  # it rolls back to primary, but not once it has given the leadership away
     return operation.kind in _OPENING or (operation.kind is OperationKind.START and engine.role is Role.PRIMARY)
 
 

@@ -194,8 +194,10 @@ class Stand:
         if agents:
             with self._steps.step("agents and engines stopped"):
                 await asyncio.gather(*(self.parts.stop(node) for node in agents if node in running))
-                for node in agents:
-                    errors += await halt(self.layout, node)
+                *first, last = agents
+                for found in await asyncio.gather(*(halt(self.layout, node) for node in first)):
+                    errors += found
+                errors += await halt(self.layout, last)
         for part in ("hub", "etcd"):
             if part in running:
                 with self._steps.step(f"{part} stopped"):

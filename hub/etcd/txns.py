@@ -103,7 +103,6 @@ def acquire(
         term=term,
         leader=member,
         handover="",
-        released_term=0 if ha.released_term == ha.term else ha.released_term,
         switchover=None if ended else ha.switchover,
         sync=_sync_of_new_leader(ha.sync),
         history=history,

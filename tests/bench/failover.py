@@ -29,7 +29,7 @@ async def fault(cluster: Cluster, case: str) -> None:
     elif case == "node_loss":
         cluster.agents[node].kill_everything()
     else:
-        await cluster.actl("instance", "switchover", "demo/orders", "--yes", "--no-wait")
+        await cluster.actl("instance", "switchover", "demo/orders", "--no-wait")
 
 
 async def one_round(cluster: Cluster, writer: Writer, case: str) -> float:

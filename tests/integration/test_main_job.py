@@ -87,7 +87,7 @@ async def test_writes_go_on_after_the_primarys_node_is_lost(cluster: Cluster) ->
 async def test_switchover_moves_the_primary_and_loses_nothing(cluster: Cluster) -> None:
     old = await cluster.primary_node()
     async with writing(cluster, "planned") as writer:
-        await cluster.actl("instance", "switchover", "demo/orders", "--yes", "--no-wait")
+        await cluster.actl("instance", "switchover", "demo/orders", "--no-wait")
         await new_primary(cluster, old)
         await acknowledged(writer, len(writer.acknowledged) + 50)
     await heal(cluster)
@@ -133,7 +133,7 @@ async def test_read_only_port_serves_replicas_and_refuses_writes(cluster: Cluste
 
 async def test_rolling_restart_restarts_every_engine(cluster: Cluster) -> None:
     before = {node: cluster.postmaster(node) for node in cluster.agents}
-    await cluster.actl("instance", "restart", "demo/orders", "--yes", "--wait", timeout=120)
+    await cluster.actl("instance", "restart", "demo/orders", "--wait", timeout=120)
     await cluster.await_running(within=60)
     after = {node: cluster.postmaster(node) for node in cluster.agents}
     assert all(before[node] != after[node] for node in before)

@@ -363,7 +363,11 @@ class Agent:
         self.facts.standing_until = sent_at + 2 * HUB_TIMEOUT_S
         position = self.seen.position
         change = LeadershipChange(
-            term=0, member=self.me, reason="", timeline=position.timeline, lsn=str(position.lsn) if position.timeline else ""
+            term=0,
+            member=self.me,
+            reason="",
+            timeline=position.timeline,
+            lsn=str(position.lsn) if position.timeline else "",
         )
         hub, lease_id, ha = self.hub, self.lease_id, self._ha()
 
@@ -388,7 +392,11 @@ class Agent:
         self._remember()
         hub, position = self.hub, self.seen.position
         change = LeadershipChange(
-            term=term, member=self.me, reason="", timeline=position.timeline, lsn=str(position.lsn) if position.timeline else ""
+            term=term,
+            member=self.me,
+            reason="",
+            timeline=position.timeline,
+            lsn=str(position.lsn) if position.timeline else "",
         )
         answer = yield from self._ask_hub(
             lambda reply: hub.release(self.me, term, handover, change, reply), HUB_TIMEOUT_S
@@ -548,7 +556,7 @@ class Agent:
 
     def _report(self) -> None:
         observed = self._observed()
-        if observed != self._reported and not self._reporting:
+        if (observed != self._reported or self._is_known_otherwise(observed)) and not self._reporting:
             self._reporting = True
             hub = self.hub
 
@@ -558,6 +566,17 @@ class Agent:
                     self._reported = observed
 
             self.process.spawn(self._ask_hub(lambda reply: hub.report(observed, reply), HUB_TIMEOUT_S), ended)
+
+    def _is_known_otherwise(self, observed: ObservedMember) -> bool:
+        """A report that was held up may arrive after a later one: what the hub shows of oneself is put right."""
+        members = self.instance.members if self.instance else ()
+        shown = next((m for m in members if m.member == self.me), None)
+        return shown is not None and (shown.state, shown.role, shown.timeline, shown.streaming_from) != (
+            observed.state,
+            observed.role,
+            observed.timeline,
+            observed.streaming_from,
+        )
 
     def _observed(self) -> ObservedMember:
         engine = self.seen

@@ -37,6 +37,7 @@ class Checkers:
     """Called by the models at the moment something happens."""
 
     def __init__(self, world: World, etcd: Etcd) -> None:
+        self._late: set[str] = set()  # writes sent to an old primary after a new one had accepted some
         self.world = world
         self.etcd = etcd
         self.engines: dict[str, Engine] = {}
@@ -46,25 +47,35 @@ class Checkers:
         self.acked_by_engine: set[str] = set()
         self.terms: list[tuple[float, int, str]] = []  # leaders, as etcd had them
         self._forwarded: dict[str, int] = {}  # write -> term of the route
-        self._last_written = 0
+        self._newest = (0, "")  # highest term that a write was accepted in, and where
         self._written_by: dict[int, str] = {}
         self._ha = HaRecord()
         etcd.on_change.append(self._changed)
 
     # --- as it happens ---
 
-    def forwarded(self, write_id: str, term: int) -> None:
+    def forwarded(self, write_id: str, term: int, member: str) -> None:
+        """A proxy sends a client's write to `member`."""
         self._forwarded[write_id] = term
+        if self._is_past(term, member):
+            self._late.add(write_id)
 
     def written(self, engine: Engine, write_id: str) -> None:
-        """An engine has accepted a client's write."""
+        """An engine has accepted a client's write. One that was in its socket while it was frozen does no harm: its
+        answer passes no proxy any more."""
         self.held.setdefault(engine.member, set()).add(write_id)
         term = self._forwarded[write_id]
-        if term < self._last_written:
-            self.fail(f"{engine.member} accepts a write of term {term} after one of term {self._last_written}")
-        self._last_written = term
+        if write_id in self._late:
+            self.fail(f"{engine.member} is sent and accepts a write of term {term} after {self._newest}")
+        if term >= self._newest[0]:
+            self._newest = (term, engine.member)
         if self._written_by.setdefault(term, engine.member) != engine.member:
             self.fail(f"{engine.member} and {self._written_by[term]} both accept writes in term {term}")
+
+    def _is_past(self, term: int, member: str) -> bool:
+        """Another member has accepted a write in a later term."""
+        newest, by = self._newest
+        return term < newest and member != by
 
     def received(self, engine: Engine, entries: list[str]) -> None:
         self.held.setdefault(engine.member, set()).update(entries)
@@ -88,8 +99,11 @@ class Checkers:
             self.fail(f"{engine.member} acknowledges {write_id}, but {self._ha.leader} has led since")
         self._covered(write_id)
 
-    def passed(self, write_id: str, term: int) -> None:
+    def passed(self, write_id: str, term: int, member: str) -> None:
+        """A proxy tells a client that its commit is safe."""
         self.acked[write_id] = (self.world.now, term)
+        if self._is_past(term, member):
+            self.fail(f"an answer of {member} in term {term} passes after {self._newest}")
 
     def look(self) -> None:
         """At most one primary can be reached for writing."""
@@ -149,7 +163,9 @@ class Checkers:
         last = max(at for at, t in self.acked.values() if t == term)
         early = [w for w in lost if self.acked[w][0] < last - TAIL_S]
         if len(early) * ENTRY_BYTES > max_lag_bytes:
-            self.fail(f"{len(early)} writes of term {term} are lost although they were acknowledged long before its end")
+            self.fail(
+                f"{len(early)} writes of term {term} are lost although they were acknowledged long before its end"
+            )
 
     def fail(self, what: str) -> None:
         raise Violation(f"at {self.world.now:.3f} s: {what}")

@@ -59,6 +59,7 @@ class Stream:
     flushed: int
     until: float = 0.0  # true time of the last delivery: messages of a connection stay in order
     open: bool = True
+    begun: bool = False  # the replica listens
 
 
 @dataclass(slots=True)
@@ -124,9 +125,13 @@ class Engine:
         if data is None:
             return Seen(state=self.state())
         lsn = Lsn(len(data.wal) * ENTRY_BYTES)
-        standbys = () if data.standby else tuple(
-            Standby(member=member, flushed=Lsn(s.flushed * ENTRY_BYTES), streaming=s.open)
-            for member, s in self._streams.items()
+        standbys = (
+            ()
+            if data.standby
+            else tuple(
+                Standby(member=member, flushed=Lsn(s.flushed * ENTRY_BYTES), streaming=s.open)
+                for member, s in self._streams.items()
+            )
         )
         return Seen(
             state=self.state(),
@@ -151,6 +156,10 @@ class Engine:
         """As whatever the data directory is set up to be."""
         if not self.has_data:
             raise Failure("no data")
+        if self.process.alive:
+            if self.process.paused:
+                raise Failure("the engine does not answer")
+            return
         self._reset()
         self.process.start()
         self.crashed = False
@@ -336,7 +345,7 @@ class Engine:
 
     def _ship(self) -> None:
         for stream in self._streams.values():
-            if stream.open:
+            if stream.open and stream.begun:
                 self._send(stream)
 
     def _send(self, stream: Stream) -> None:
@@ -363,6 +372,7 @@ class Engine:
 
     def begin(self, stream: Stream) -> None:
         if stream.open and self.is_primary:
+            stream.begun = True
             self._send(stream)
 
     def _break(self, stream: Stream) -> None:

@@ -210,7 +210,9 @@ class Hub:
         self.heard[node] = self.world.now
         self.process.spawn(self._heartbeat(lease_id), reply)
 
-    def acquire(self, member: str, node: str, after_term: int, lease_id: int, change: LeadershipChange, reply: Reply) -> None:
+    def acquire(
+        self, member: str, node: str, after_term: int, lease_id: int, change: LeadershipChange, reply: Reply
+    ) -> None:
         self.process.spawn(self._acquire(member, node, after_term, lease_id, change), reply)
 
     def release(self, member: str, term: int, handover: str, change: LeadershipChange, reply: Reply) -> None:

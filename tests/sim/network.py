@@ -63,9 +63,7 @@ class Network:
             lambda: target.soon(do) if self.passes(source, target.host.name) else None,
         )
 
-    def call(
-        self, caller: Process, target: Process, handler: Callable[[Reply], None], *, timeout_s: float
-    ) -> Waiting:
+    def call(self, caller: Process, target: Process, handler: Callable[[Reply], None], *, timeout_s: float) -> Waiting:
         """Ask `target`; the answer, or Failure after `timeout_s` of the caller's clock (at once when nobody listens)."""
 
         def begin(resume: Callable[[Any], None]) -> None:

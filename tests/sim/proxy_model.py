@@ -60,7 +60,7 @@ class Proxy:
     def _write(self, write_id: str, target: tuple[int, str]) -> Work:
         term, member = target
         engine = self.engines[member]
-        self.checkers.forwarded(write_id, term)
+        self.checkers.forwarded(write_id, term, member)
 
         def ask(reply: Reply) -> None:
             engine.write(write_id, reply)
@@ -68,7 +68,7 @@ class Proxy:
         answer = yield self.network.call(self.process, engine.process, ask, timeout_s=WRITE_TIMEOUT_S)
         if isinstance(answer, Failure) or self.target() != target:
             return Failure("the session was cut")
-        self.checkers.passed(write_id, term)
+        self.checkers.passed(write_id, term, member)
         return True
 
 

@@ -159,8 +159,7 @@ class Scenario:
             self._start()
             self._until_whole(READY_WITHIN_S, "is not created")
             self._trouble()
-            self._until_whole(PEACE_S, "is not whole")
-            self.world.run(self.world.now + 3.0)
+            self._until_whole(PEACE_S, "is not whole", for_s=4.0)
             self._look_at_the_end()
         except (Violation, AssertionError) as found:
             violation = str(found) or "an assertion of the models failed"
@@ -217,12 +216,14 @@ class Scenario:
                     op: txns.Op = txns.Put(key, b"{}") if silent else txns.Delete(key)
                     self.etcd.commit(txns.all_of([], [op]))
 
-    def _until_whole(self, within_s: float, what: str) -> None:
-        limit = self.world.now + within_s
-        while lacking := self._lacking():
-            if self.world.now >= limit:
+    def _until_whole(self, within_s: float, what: str, *, for_s: float = 0.0) -> None:
+        """Whole at every look for so long."""
+        since = begun = self.world.now
+        while (lacking := self._lacking()) or self.world.now - since < for_s:
+            if lacking and self.world.now >= begun + within_s:
                 self.checkers.fail(f"the instance {what} within {within_s} s: {lacking}")
             self.world.run(self.world.now + 0.5)
+            since = self.world.now if lacking else since
 
     def _lacking(self) -> str:
         leader = self.leader()
@@ -271,7 +272,5 @@ def _shape(world: World) -> Shape:
     members = rng.choice([2, 3, 3, 3, 4, 5])
     mode = rng.choice(["async", "sync", "quorum", "quorum"])
     k = rng.randint(1, min(2, members - 1))
-    replication = Replication(
-        mode=mode, k=k, strict=rng.random() < 0.75, max_failover_lag_bytes=20 * ENTRY_BYTES
-    )
+    replication = Replication(mode=mode, k=k, strict=rng.random() < 0.75, max_failover_lag_bytes=20 * ENTRY_BYTES)
     return Shape(members, replication, ttl_s=rng.choice([6.0, 6.0, 3.0]))

@@ -39,7 +39,7 @@ def view(**fields: Any) -> InstanceView:
     return replace(base, **fields)
 
 
-TRUST = LeaderTrust(term=4, until=50.0)
+TRUST = LeaderTrust(term=4, member="m2", until=50.0)
 
 
 def test_writes_go_to_the_leader_that_is_vouched_for() -> None:
@@ -49,8 +49,19 @@ def test_writes_go_to_the_leader_that_is_vouched_for() -> None:
     assert [endpoint.member for endpoint in route.replicas] == ["m1", "m3"]
 
 
-def test_no_primary_while_the_vouched_term_is_not_the_leaders() -> None:
-    assert route_of(DESIRED, view(), writable_here=False, trust=LeaderTrust(term=3, until=50.0)).primary is None
+def test_no_primary_while_another_member_is_vouched_for_than_leads() -> None:
+    other = LeaderTrust(term=3, member="m3", until=50.0)
+    assert route_of(DESIRED, view(), writable_here=False, trust=other).primary is None
+
+
+def test_a_leader_that_takes_the_leadership_again_keeps_its_route() -> None:
+    again = view(leader=LeaderRecord(member="m2", node="n2", term=5), ha=HaRecord(term=5, leader="m2"))
+    assert route_of(DESIRED, again, writable_here=False, trust=TRUST).primary is not None
+
+
+def test_a_view_older_than_the_trust_gives_no_primary() -> None:
+    newer = LeaderTrust(term=5, member="m2", until=50.0)
+    assert route_of(DESIRED, view(), writable_here=False, trust=newer).primary is None
 
 
 def test_no_primary_before_the_new_leader_says_it_is_one() -> None:
