@@ -187,11 +187,17 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> agent_pb2.ReportEventResponse:
         node = self._caller(context)
         event = document(Event, request.event_json, "event_json")
-        bucket = self._event_buckets.setdefault(node, TokenBucket(burst=EVENT_BURST, per_s=EVENTS_PER_S))
-        if not bucket.take(self._hub.clock.now()):
+        if not self._event_bucket(node).take(self._hub.clock.now()):
             raise OverloadedError("the node writes too many events", object=f"node/{node}", hint="Try again later.")
         await self._reports.tell(node, event, self._instances(node))
         return agent_pb2.ReportEventResponse()
+
+    def _event_bucket(self, node: str) -> TokenBucket:
+        """How many events the node may still write. Never more buckets than nodes, but for those that just left."""
+        nodes = self._hub.mirror.nodes
+        if len(self._event_buckets) > len(nodes):
+            self._event_buckets = {name: kept for name, kept in self._event_buckets.items() if name in nodes}
+        return self._event_buckets.setdefault(node, TokenBucket(burst=EVENT_BURST, per_s=EVENTS_PER_S))
 
     # --- who calls ---
 

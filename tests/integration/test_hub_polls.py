@@ -109,8 +109,7 @@ async def test_a_node_that_was_removed_is_told_so_by_code(hub, client):
         await write(client, txns.Delete(keys.node(node.name)))
         refusal = await eventually(lambda: refused(poll(stub, node, max_hold_ms=50)), within=5)
         assert refusal.code() is grpc.StatusCode.FAILED_PRECONDITION
-        detail = dict(refusal.trailing_metadata())["moorage-error-bin"]
-        assert json.loads(detail)["code"] == "node-unknown"
+        assert dict(refusal.trailing_metadata())["moorage-code"] == "node-unknown"
 
 
 async def test_an_agent_of_a_later_protocol_is_told_to_wait_for_the_hubs(hub):

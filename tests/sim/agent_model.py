@@ -464,7 +464,7 @@ class Agent:
         refusal = may_grant(self.view(), asker=asker, term=term, standing=standing, now=now)
         if not refusal:
             self.facts.promised_until = max(self.facts.promised_until, now + promise_s)
-            self.facts.vouched = LeaderTrust(term=term, until=now + promise_s - CLIENT_MARGIN_S)
+            self.facts.vouched = LeaderTrust(term=term, member=asker, until=now + promise_s - CLIENT_MARGIN_S)
             self.routes_changed()
         return refusal
 
@@ -501,7 +501,7 @@ class Agent:
             self._wake.set()
         elif renewal == "confirmed" and lease_id == self.lease_id:
             self._renewed(sent_at)
-        self.facts.told = LeaderTrust(term=term, until=sent_at + remaining_s - CLIENT_MARGIN_S)
+        self.facts.told = LeaderTrust(term=term, member=member, until=sent_at + remaining_s - CLIENT_MARGIN_S)
         self.routes_changed()
         return RETRY_S if renewal == "unconfirmed" else max(0.1, self.ttl_s * RENEW - (self.host.now() - sent_at))
 
@@ -622,11 +622,11 @@ class Agent:
     def routes_changed(self) -> None:
         lease = self.lease.lease()
         writable = self.writable()
-        trust = LeaderTrust(term=lease.term, until=lease.fence_at) if writable else self._trust_in_others()
+        trust = LeaderTrust(term=lease.term, member=self.me, until=lease.fence_at) if writable else self._trust_in_others()
         self.proxy.take(route_of(self.desired, self.instance, writable_here=writable, trust=trust))
 
     def _trust_in_others(self) -> LeaderTrust:
         told, vouched = self.facts.told, self.facts.vouched
-        if told.term != vouched.term:
+        if told.member != vouched.member:
             return max(told, vouched, key=lambda trust: trust.term)
         return max(told, vouched, key=lambda trust: trust.until)
