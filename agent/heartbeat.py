@@ -38,6 +38,9 @@ class LeaderLease:
     until: float
 
 
+Leaders = dict[InstanceRef, LeaderLease]
+
+
 class NodeLease:
     """The one etcd lease of this node that all its leaderships hang on. Whoever leads listens for renewals."""
 
@@ -46,11 +49,11 @@ class NodeLease:
         self.lease_id = files.lease_id()
         self.ttl_s = DEFAULT_TTL_S
         self.acquiring = asyncio.Lock()  # held over the call: two instances must not be granted two leases at once
-        self._on_renewed: list[Callable[[float], None]] = []
+        self._on_renewed: list[Callable[[float, Leaders], None]] = []
         self._on_gone: list[Callable[[], None]] = []
 
-    def listen(self, renewed: Callable[[float], None], gone: Callable[[], None]) -> Callable[[], None]:
-        """Call `renewed(sent_at)` and `gone()`; returns the way to stop listening."""
+    def listen(self, renewed: Callable[[float, Leaders], None], gone: Callable[[], None]) -> Callable[[], None]:
+        """Call `renewed(sent_at, leaders)` and `gone()`; returns the way to stop listening."""
         self._on_renewed.append(renewed)
         self._on_gone.append(gone)
 
@@ -65,9 +68,10 @@ class NodeLease:
             self.lease_id = lease_id
             self._files.keep_lease_id(lease_id)
 
-    def renewed(self, sent_at: float) -> None:
+    def renewed(self, sent_at: float, leaders: Leaders) -> None:
+        """The lease was confirmed for these leaders: one whose key is gone meanwhile is not among them."""
         for callback in tuple(self._on_renewed):
-            callback(sent_at)
+            callback(sent_at, leaders)
 
     def gone(self, lease_id: int) -> None:
         """The hub says this lease does not exist; a lease taken meanwhile is not meant."""
@@ -91,7 +95,7 @@ class Heartbeat:
         clock: Clock,
         samples: Callable[[], Iterable[pb.MemberSample]],
         applied_revision: Callable[[], int],
-        on_leaders: Callable[[dict[InstanceRef, LeaderLease]], None],
+        on_leaders: Callable[[Leaders], None],
         on_resync: Callable[[], None],
     ) -> None:
         self._node = node
@@ -141,19 +145,18 @@ class Heartbeat:
     def _take(self, answer: pb.HeartbeatResponse, lease_id: int, sent_at: float) -> float:
         if answer.lease_ttl_s:
             self._lease.ttl_s = float(answer.lease_ttl_s)
+        leaders = {
+            InstanceRef(leader.project, leader.instance): LeaderLease(
+                term=leader.term, member=leader.member, until=sent_at + leader.remaining_ms / 1000
+            )
+            for leader in answer.leaders
+        }
         if lease_id and answer.lease_gone:
             log.warning("lease_gone", lease_id=lease_id)
             self._lease.gone(lease_id)
         elif lease_id and answer.lease_confirmed and lease_id == self._lease.lease_id:
-            self._lease.renewed(sent_at)
-        self._on_leaders(
-            {
-                InstanceRef(leader.project, leader.instance): LeaderLease(
-                    term=leader.term, member=leader.member, until=sent_at + leader.remaining_ms / 1000
-                )
-                for leader in answer.leaders
-            }
-        )
+            self._lease.renewed(sent_at, leaders)
+        self._on_leaders(leaders)
         if answer.resync:
             self._on_resync()
         next_s = answer.next_ms / 1000 if answer.next_ms else FIRST_INTERVAL_S

@@ -250,8 +250,11 @@ def _vanished(name: str) -> Hopeless:
 # --- waiting --------------------------------------------------------------------------------------------------------
 
 
+GOES_ON = "It goes on in the background; see: moorctl status"
+
+
 async def wait_for(
-    client: Client, goals: Sequence[Goal], *, timeout_s: float, clock: Clock, indent: str = ""
+    client: Client, goals: Sequence[Goal], *, timeout_s: float, clock: Clock, indent: str = "", hint: str = GOES_ON
 ) -> dict[str, Page | None]:
     """The last state of each goal's object, once all are reached. TimedOutError says what was still missing."""
     started = clock.now()
@@ -273,7 +276,6 @@ async def wait_for(
                     return pages
             if waited_s >= timeout_s:
                 names = ", ".join(goal.name for goal in goals)
-                hint = "It goes on in the background; see: moorctl status"
                 raise TimedOutError(f"not {goals[0].what} after {timeout_s:g} s: {missing}", object=names, hint=hint)
             await asyncio.sleep(ASK_EVERY_S)
     finally:

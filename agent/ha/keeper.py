@@ -25,6 +25,7 @@ from agent.ha.operations import Operations
 from agent.ha.performer import Performer
 from agent.ha.syncset import Settling, settle
 from agent.ha.view import Engine, EngineState, Fork, OperationKind, View
+from agent.heartbeat import Leaders
 from agent.local import Memory
 from agent.peer import position_message
 from agent.reconcile import Observed, Step, reconcile
@@ -155,16 +156,18 @@ class Keeper:
 
     # --- lease --------------------------------------------------------------------------------------------------------
 
-    def lease_renewed(self, sent_at: float) -> None:
-        """The hub confirmed the node's lease in a heartbeat sent at `sent_at`."""
-        leader = self.instance.leader if self.instance else None
-        mine = leader is not None and leader.member == self.ref.member and leader.lease_id == self.node.lease.lease_id
-        if mine and leader is not None and self.lease.term != leader.term:
-            # Led before the agent was restarted, or an Acquire whose answer was lost: the renewal proves it is held.
-            self.lease.acquired(leader.term, sent_at, self.node.lease.ttl_s)
-            log.info("leadership_resumed", instance=str(self.ref.instance), term=leader.term)
-        elif self.lease.term and (mine or leader is None):
+    def lease_renewed(self, sent_at: float, leaders: Leaders) -> None:
+        """The hub confirmed the node's lease in a heartbeat sent at `sent_at`, for `leaders` as they were then."""
+        told = leaders.get(self.ref.instance)
+        if told is None or told.member != self.ref.member:
+            return
+        record = self.instance.leader if self.instance else None
+        if told.term == self.lease.lease().term:
             self.lease.renewed(sent_at, self.node.lease.ttl_s)
+        elif record is not None and record.term == told.term and record.lease_id == self.node.lease.lease_id:
+            # Led before the agent was restarted, or an Acquire whose answer was lost: the renewal proves it is held.
+            self.lease.acquired(told.term, sent_at, self.node.lease.ttl_s)
+            log.info("leadership_resumed", instance=str(self.ref.instance), term=told.term)
         self.remember_lease()
 
     def lease_gone(self) -> None:

@@ -22,6 +22,8 @@ MARGIN = 1 / 4  # covers DRIFT between two clocks and FENCING
 DRIFT = 0.10  # largest difference of rates between two hosts; chrony slews by at most 8.3 %
 FENCING = 1 / 6  # from the deadline to the last write of the engine: stop at once takes 0.1-0.3 s, a kill 0.5 s
 
+ASK_TIMEOUT_S = 1.0  # the peers' answers count for so long after they were asked
+ASKS_KEPT_MAX = 16  # a primary asks every TTL/6, a promise lasts a TTL
 ROUNDING_S = 0.001  # of a deadline that went through a file
 
 assert 2 * RENEW < 1 - MARGIN, "one lost renewal must leave time for another"
@@ -102,3 +104,37 @@ class LeaseClock:
     def _extend(self, sent_at: float, ttl_s: float) -> None:
         self._renewed_at = max(self._renewed_at, sent_at)
         self._held_until = max(self._held_until, sent_at + ttl_s - margin_s(ttl_s))
+
+
+class Vouching:
+    """Until when this node's proxy may send clients to another member's primary that goes on by promises alone.
+
+    One promise given says nothing about the others: only when the primary tells that *everybody* granted one of its
+    questions, it goes on, until that question's time plus the promise, less the margin. The question was asked at most
+    `ASK_TIMEOUT_S` before this member granted it, for a later answer would not have counted. So a question that lay in
+    the socket of a frozen agent for a while vouches for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[str, int] = ("", 0)
+        self._granted: dict[int, float] = {}  # the primary's number of a question -> when it was granted here
+        self.until = 0.0
+
+    @property
+    def member(self) -> str:
+        return self._of[0]
+
+    @property
+    def term(self) -> int:
+        return self._of[1]
+
+    def granted(self, member: str, term: int, *, ask: int, all_granted: int, promise_s: float, now: float) -> None:
+        """This member grants question `ask` of `member`; `all_granted` is its last that everybody granted, 0 = none."""
+        if self._of != (member, term):
+            self._of, self._granted, self.until = (member, term), {}, 0.0
+        self._granted[ask] = now
+        while len(self._granted) > ASKS_KEPT_MAX:
+            del self._granted[next(iter(self._granted))]
+        at = self._granted.get(all_granted)
+        if at is not None:
+            self.until = max(self.until, at - ASK_TIMEOUT_S + promise_s - margin_s(promise_s))

@@ -22,7 +22,8 @@ a request that was held up cannot bring back an old claim after the setting has 
 setting is changed only while the record in the view is the very one this agent sent last: an agent that has just
 started sends the present record again first, with a new `seq`, which bars whatever its former life left on the way.
 
-In a setting, mode `async` means: acknowledge alone. Any other mode without names means: acknowledge nothing, wait.
+In a setting, mode `async` means: acknowledge alone. Any other mode without names means: acknowledge nothing, wait. Every
+engine starts, and is promoted, with the latter, strict or not: what the record claims must hold from the first commit.
 """
 
 from __future__ import annotations
@@ -107,20 +108,20 @@ def next_step(
 ) -> Step | None:
     """The next step from `record` (in etcd) and `setting` (in the engine) to what is wanted; None when all is so."""
     if wanted.mode == record.mode == "async":
-        return None if _acknowledges_alone(setting, wanted) else Apply(sync=ALONE)
+        return None if setting.mode == "async" else Apply(sync=ALONE)
     if sent is None or record.seq > sent.seq or (record.seq == sent.seq and not same(record, sent)):
         return Record(sync=replace(record, seq=record.seq + 1))
     if sent.seq > record.seq:
         return Record(sync=sent)
     if record.mode != wanted.mode:
         return _change_mode(wanted, record)
-    if not _implies(setting, record, wanted):
+    if not _implies(setting, record):
         return _recorded(record, k=0, names=())  # somebody has changed the engine's setting: claim only what is true
     target = _target(wanted, record, setting, candidates)
     if isinstance(target, TooFew):
         return target
     if not same(setting, target):
-        return _towards(wanted, record, setting, target)
+        return _towards(record, setting, target)
     return _claim(record, target, base, candidates)
 
 
@@ -138,15 +139,9 @@ def implies(one: SyncRecord, other: SyncRecord) -> bool:
 # --- the inside -------------------------------------------------------------------------------------------------------
 
 
-def _acknowledges_alone(setting: SyncRecord, wanted: Replication) -> bool:
-    return setting.mode == "async" or (not setting.names and not wanted.strict)
-
-
-def _implies(setting: SyncRecord, record: SyncRecord, wanted: Replication) -> bool:
-    """Whether every commit that the setting acknowledges satisfies the record."""
-    if not setting.names:
-        return not _acknowledges_alone(setting, wanted) or record.k == 0
-    return implies(setting, record)
+def _implies(setting: SyncRecord, record: SyncRecord) -> bool:
+    """Whether every commit that the setting acknowledges satisfies the record. Nobody named: there are none."""
+    return implies(setting, record) if setting.names or setting.mode == "async" else True
 
 
 def _change_mode(wanted: Replication, record: SyncRecord) -> Step:
@@ -170,7 +165,7 @@ def _target(
         return ALONE
     k = 1 if wanted.mode == "sync" else wanted.k
     if len(candidates) < k:
-        if wanted.strict and not _acknowledges_alone(setting, wanted):
+        if wanted.strict and setting.mode != "async":
             return TooFew(wanted=k, streaming=len(candidates))
         k = 0 if wanted.strict else len(candidates)
     if k == 0:
@@ -188,9 +183,9 @@ def _best(setting: SyncRecord, record: SyncRecord, candidates: Sequence[Candidat
     return max(sorted(candidates, key=lambda c: c.member, reverse=True), key=order).member
 
 
-def _towards(wanted: Replication, record: SyncRecord, setting: SyncRecord, target: SyncRecord) -> Step:
+def _towards(record: SyncRecord, setting: SyncRecord, target: SyncRecord) -> Step:
     """Put the target in force, after making the record claim no more than the target will keep."""
-    if _implies(target, record, wanted):
+    if _implies(target, record):
         return Apply(sync=target)
     sets = [record, target] + ([setting] if setting.names else [])
     k = min(s.k for s in sets)

@@ -190,8 +190,13 @@ class Layout:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; ConflictError when another demo runs there."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / LOCK, "a+") as lock:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            opened = open(self.root / LOCK, "a+")  # noqa: SIM115 - closed below
+        except OSError as error:
+            hint = "Give a folder of yours with --root."
+            raise UserError(f"cannot be used: {error.strerror}", object=str(self.root), hint=hint) from error
+        with opened as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -161,8 +161,9 @@ class Stand:
                     results = await client.apply(self.documents(), create_only=False)
                     generation = results[-1].generation
                 goal = progress.running(INSTANCE, generation)
+                hint = f"The agents' logs are in {self.layout.logs}."
                 waiting = progress.wait_for(
-                    client, [goal], timeout_s=INSTANCE_WITHIN_S, clock=self._clock, indent="         "
+                    client, [goal], timeout_s=INSTANCE_WITHIN_S, clock=self._clock, indent="         ", hint=hint
                 )
                 pages = await self.parts.guard(waiting)
                 step.tell(f"{title} runs: {members_told(pages[INSTANCE] or {})}")

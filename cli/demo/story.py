@@ -21,7 +21,7 @@ from cli import connect, output, progress
 from cli.client import Client, Credentials
 from cli.demo import tools, traces
 from cli.demo.layout import BLOCK, Layout, Memory, free_block
-from cli.demo.parts import PartError, run_to_end, tail
+from cli.demo.parts import run_to_end, tail
 from cli.demo.stand import INSTANCE, Stand
 from cli.demo.steps import Steps
 from cli.demo.writer import CREATE, INSERT, SELECT, Writer
@@ -157,7 +157,9 @@ class Story:
             step.tell(f"switchover from {old} to {new}: writes pause {gap:.2f} s, {errors} error(s) at the client")
 
     async def _wait(self, client: Client, goal: progress.Goal) -> progress.Page:
-        pages = await progress.wait_for(client, [goal], timeout_s=STEP_WITHIN_S, clock=self._clock, indent="         ")
+        pages = await progress.wait_for(
+            client, [goal], timeout_s=STEP_WITHIN_S, clock=self._clock, indent="         ", hint=""
+        )
         return pages[INSTANCE] or {}
 
     async def _page(self, client: Client) -> progress.Page:
@@ -217,8 +219,8 @@ async def check(choice: tools.EngineChoice, steps: Steps, clock: Clock, *, keep:
         if not isinstance(error, asyncio.CancelledError):
             _show_tails(layout)
         await _clean_up_after_failure(stand, steps, keep=keep)
-        if isinstance(error, PartError):
-            error.hint = "Run it again with --keep to keep its logs." if not keep else error.hint
+        if isinstance(error, MoorageError) and str(layout.root) in error.hint and not keep:
+            error.hint = "Run it again with --keep to keep the logs."
         if isinstance(error, TimeoutError):
             raise TimedOutError(f"the check took longer than {CHECK_WITHIN_S:g} s") from error
         raise

@@ -105,6 +105,9 @@ def command(name: str) -> str:
 def engine_user(engine: Engine) -> str | None:
     """Who runs the engines: ourselves, or an unprivileged user when we are root, who must be able to reach them."""
     if os.getuid() != 0:
+        if not _is_named(os.getuid()):
+            what = f"user id {os.getuid()} has no name on this machine, and PostgreSQL's initdb wants one"
+            raise UserError(what, hint="Run as a user that is in /etc/passwd.")
         return None
     name = next((name for name in ("postgres", "nobody") if _exists(name)), None)
     if name is None:
@@ -116,6 +119,14 @@ def engine_user(engine: Engine) -> str | None:
             what = f"user {name} cannot enter {folder}, where the engine is"
             raise UserError(what, hint=f"Run as another user, or put the environment elsewhere, or chmod o+x {folder}.")
     return name
+
+
+def _is_named(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def _exists(user: str) -> bool:

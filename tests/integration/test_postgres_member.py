@@ -254,18 +254,21 @@ async def test_port_taken_by_another_program_is_told(site: Site) -> None:
 async def test_strict_mode_without_standbys_lets_commits_wait_from_the_first_moment(site: Site) -> None:
     site.replication = Replication(mode="sync", strict=True)
     engine = await site.primary()
-    seen = await engine.observe()
-    assert seen.sync == SyncRecord(mode="sync", k=0, names=())
-    with pytest.raises(psycopg.errors.QueryCanceled), site.connect("m1") as client:
-        client.execute("SET statement_timeout = '300ms'")
-        client.execute("CREATE TABLE waits (n int)")
-    named = SyncRecord(mode="sync", k=1, names=("m2", "m3"))
-    await engine.apply_sync(named)
-    assert (await engine.observe()).sync == named
-    assert await _shown(site, "synchronous_standby_names") == 'ANY 1 ("m2","m3")'
-    engine.update(site.desired("m1", replication=Replication(mode="sync", strict=False)), site.secrets())
-    await engine.apply_sync(SyncRecord(mode="sync"))
-    site.sql("m1", "CREATE TABLE does_not_wait (n int)")
+    assert (await engine.observe()).sync == SyncRecord(mode="sync", k=0, names=())
+    with site.connect("m1") as client:
+        commit = asyncio.create_task(asyncio.to_thread(client.execute, "CREATE TABLE waits (n int)"))
+        done, _ = await asyncio.wait({commit}, timeout=0.5)
+        assert not done
+        named = SyncRecord(mode="sync", k=1, names=("m2", "m3"))
+        await engine.apply_sync(named)
+        assert (await engine.observe()).sync == named
+        assert await _shown(site, "synchronous_standby_names") == 'ANY 1 ("m2","m3")'
+        assert not commit.done()
+        engine.update(site.desired("m1", replication=Replication(mode="sync", strict=False)), site.secrets())
+        await engine.apply_sync(SyncRecord(mode="sync"))
+        async with asyncio.timeout(5):
+            await commit
+    assert (await engine.observe()).sync == SyncRecord(mode="sync")
     await engine.stop()
     await engine.apply_sync(named)
     await engine.start_primary()
@@ -273,19 +276,21 @@ async def test_strict_mode_without_standbys_lets_commits_wait_from_the_first_mom
 
 
 async def test_destroy_leaves_neither_file_nor_process_nor_shared_memory(site: Site) -> None:
-    shared = Path("/dev/shm")
-    before = {path.name for path in shared.glob("PostgreSQL.*")}
     engine = await site.primary()
-    mine = {path.name for path in shared.glob("PostgreSQL.*")} - before
-    segments = _segments_of_system_v()
-    os.kill(site.postmaster_pid("m1"), signal.SIGKILL)
+    postmaster = site.postmaster_pid("m1")
+    mapped = Path(f"/proc/{postmaster}/maps").read_text()
+    files = {Path(line.split()[-1]) for line in mapped.splitlines() if "/dev/shm/PostgreSQL" in line}
+    assert files
+    assert all(path.exists() for path in files)
+    assert postmaster in _creators_of_system_v_segments()
+    os.kill(postmaster, signal.SIGKILL)
     await engine.wait_died()
     await engine.destroy()
     assert not site.paths("m1").root.exists()
     assert not site.paths("m1").sockets.exists()
     assert site.processes("m1") == []
-    assert not mine & {path.name for path in shared.glob("PostgreSQL.*")}
-    assert len(_segments_of_system_v()) < len(segments) or not segments
+    assert not any(path.exists() for path in files)
+    assert postmaster not in _creators_of_system_v_segments()
     assert (await engine.observe()).state is EngineState.ABSENT
 
 
@@ -324,5 +329,5 @@ def _exists(path: Path):
     return look
 
 
-def _segments_of_system_v() -> set[str]:
-    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
+def _creators_of_system_v_segments() -> set[int]:
+    return {int(line.split()[4]) for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}

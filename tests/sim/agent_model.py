@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from agent.ha import actions as do
 from agent.ha.decide import decide
 from agent.ha.election import may_grant
-from agent.ha.leaseclock import RENEW, LeaseClock
+from agent.ha.leaseclock import ASK_TIMEOUT_S, RENEW, LeaseClock, Vouching
 from agent.ha.syncset import Settling, settle
 from agent.ha.view import Engine as Seen
 from agent.ha.view import EngineState, Operation, OperationKind, View
@@ -42,7 +42,6 @@ HUB_TIMEOUT_S = 3.0
 HEARTBEAT_TIMEOUT_S = 1.8
 RETRY_S = 0.4
 POLL_TIMEOUT_S = 14.0
-PEER_TIMEOUT_S = 1.0
 STREAM_GRACE_S = 3.0
 CATCH_UP_WITHIN_S = 5.0
 TURN_MIN_S = 0.02
@@ -66,7 +65,9 @@ class Facts:
     """Lost with the process."""
 
     promised_until: float = 0.0
-    vouched: LeaderTrust = field(default_factory=LeaderTrust)
+    vouching: Vouching = field(default_factory=Vouching)
+    asks: int = 0  # numbers the questions to the peers
+    all_granted: int = 0  # the last one that everybody granted
     told: LeaderTrust = field(default_factory=LeaderTrust)  # by the hub, about another leader
     asked_peers_at: float = 0.0
     leaderless_since: float = 0.0
@@ -313,8 +314,7 @@ class Agent:
         yield from self._start_primary()
 
     def _nobody_yet(self) -> SyncRecord:
-        mode = self.desired.replication.mode
-        return SyncRecord(mode=mode if self.desired.replication.strict else "async")
+        return SyncRecord(mode=self.desired.replication.mode)
 
     def _start_primary(self) -> Work:
         self.engine.apply_sync(self._nobody_yet())
@@ -341,7 +341,7 @@ class Agent:
             until = self.host.now() + CATCH_UP_WITHIN_S
             while True:
                 seen = yield self.network.call(
-                    self.process, target.process, lambda reply: reply(target.engine.observe()), timeout_s=PEER_TIMEOUT_S
+                    self.process, target.process, lambda reply: reply(target.engine.observe()), timeout_s=ASK_TIMEOUT_S
                 )
                 if seen.position >= position and seen.role is Role.REPLICA:
                     break
@@ -435,6 +435,8 @@ class Agent:
     def _ask_peers(self, term: int) -> Work:
         asked_at = self.host.now()
         self.facts.asked_peers_at = asked_at
+        self.facts.asks += 1
+        number, all_granted = self.facts.asks, self.facts.all_granted
         promise_s = self.promise_ttls * self.ttl_s
         answers: list[str] = []
         peers = self.view().peers
@@ -449,22 +451,23 @@ class Agent:
             other = self.others[peer.member]
 
             def ask(reply: Reply, other: Agent = other) -> None:
-                reply(other.grant(self.me, term, promise_s))
+                reply(other.grant(self.me, term, promise_s, number, all_granted))
 
-            self.network.call(self.process, other.process, ask, timeout_s=PEER_TIMEOUT_S)(take)
+            self.network.call(self.process, other.process, ask, timeout_s=ASK_TIMEOUT_S)(take)
         if peers:
-            yield enough.wait(2 * PEER_TIMEOUT_S)
+            yield enough.wait(2 * ASK_TIMEOUT_S)
         if len(answers) == len(peers) and not any(answers):
+            self.facts.all_granted = number
             self.lease.granted(asked_at, promise_s)
             self._remember()
 
-    def grant(self, asker: str, term: int, promise_s: float) -> str:
+    def grant(self, asker: str, term: int, promise_s: float, ask: int, all_granted: int) -> str:
         now = self.host.now()
         standing = now < self.facts.standing_until
         refusal = may_grant(self.view(), asker=asker, term=term, standing=standing, now=now)
         if not refusal:
             self.facts.promised_until = max(self.facts.promised_until, now + promise_s)
-            self.facts.vouched = LeaderTrust(term=term, member=asker, until=now + promise_s - CLIENT_MARGIN_S)
+            self.facts.vouching.granted(asker, term, ask=ask, all_granted=all_granted, promise_s=promise_s, now=now)
             self.routes_changed()
         return refusal
 
@@ -622,11 +625,14 @@ class Agent:
     def routes_changed(self) -> None:
         lease = self.lease.lease()
         writable = self.writable()
-        trust = LeaderTrust(term=lease.term, member=self.me, until=lease.fence_at) if writable else self._trust_in_others()
+        trust = (
+            LeaderTrust(term=lease.term, member=self.me, until=lease.fence_at) if writable else self._trust_in_others()
+        )
         self.proxy.take(route_of(self.desired, self.instance, writable_here=writable, trust=trust))
 
     def _trust_in_others(self) -> LeaderTrust:
-        told, vouched = self.facts.told, self.facts.vouched
+        told, vouching = self.facts.told, self.facts.vouching
+        vouched = LeaderTrust(term=vouching.term, member=vouching.member, until=vouching.until)
         if told.member != vouched.member:
             return max(told, vouched, key=lambda trust: trust.term)
         return max(told, vouched, key=lambda trust: trust.until)

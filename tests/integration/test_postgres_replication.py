@@ -1,0 +1,351 @@
+"""PostgreSQL members among themselves: cloned, streaming, promoted, following, brought back. Both kinds of engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from agent.engines.postgres.engine import PostgresEngine
+from agent.ha.view import EngineState
+from core.errors import EngineError, MoorageError
+from core.records import Replication, SyncRecord
+from core.status import Role
+
+from tests.support.postgres import Site, offers
+from tests.support.waiting import eventually
+
+OFFERS = offers()
+SYSTEM = pytest.param("system", marks=pytest.mark.skipif("system" not in OFFERS, reason="no system PostgreSQL"))
+WHEEL = pytest.param("wheel", marks=pytest.mark.skipif("wheel" not in OFFERS, reason="no embedded PostgreSQL"))
+PREFERRED = SYSTEM if "system" in OFFERS else WHEEL  # where the kind of engine makes no difference
+
+
+async def _site(kind: str) -> AsyncIterator[Site]:
+    site = Site(offer=OFFERS[kind])
+    yield site
+    await site.close()
+
+
+@pytest.fixture(params=[SYSTEM, WHEEL])
+async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    async for made in _site(request.param):
+        yield made
+
+
+@pytest.fixture(params=[PREFERRED])
+async def any_site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    async for made in _site(request.param):
+        yield made
+
+
+async def test_replica_is_cloned_streams_encrypted_and_is_seen_by_its_primary(site: Site) -> None:
+    primary = await site.primary(others=("m2",))
+    site.sql("m1", "CREATE TABLE t (n int)", "INSERT INTO t SELECT generate_series(1, 1000)")
+    replica = await site.replica("m2")
+    site.introduce("m1", "m2")
+    assert await primary.converge()
+    assert await replica.converge()
+    seen = await replica.observe()
+    assert (seen.state, seen.role, seen.upstream) == (EngineState.RUNNING, Role.REPLICA, "m1")
+    assert seen.position.timeline == 1
+    await eventually(_replicated(site, "m2", "SELECT count(*) FROM t", 1000), within=10)
+    leader = await eventually(primary.observe, lambda e: [s.streaming for s in e.standbys] == [True], within=5)
+    assert [standby.member for standby in leader.standbys] == ["m2"]
+    seen = await eventually(replica.observe, lambda e: e.position.lsn >= leader.position.lsn, within=5)
+    assert seen.leader_lsn >= leader.position.lsn
+    assert replica.facts().lag_bytes == 0
+    slots = site.sql("m1", "SELECT slot_name, active FROM pg_replication_slots")
+    assert slots == [("moorage_m2", True)]
+    if site.offer.tls:
+        query = "SELECT s.ssl FROM pg_stat_replication r JOIN pg_stat_ssl s USING (pid)"
+        assert site.sql("m1", query) == [(True,)]
+
+
+async def test_replica_without_the_right_certificate_is_refused(any_site: Site) -> None:
+    site = any_site
+    if not site.offer.tls:
+        pytest.skip("needs an engine with TLS")
+    await site.primary(others=("m2",))
+    stranger = site.engine("m3")
+    stranger.set_peers((site.peer("m1"),))
+    with pytest.raises(MoorageError, match="reject|no pg_hba.conf entry|certificate"):
+        await stranger.clone(site.peer("m1"))
+    assert (await stranger.observe()).state is EngineState.ABSENT
+
+
+async def test_promoted_replica_is_followed_by_the_others_without_a_restart(site: Site) -> None:
+    first = await site.primary(others=("m2", "m3"))
+    second, third = await site.replica("m2"), await site.replica("m3")
+    site.introduce("m1", "m2", "m3")
+    assert await third.converge()
+    site.sql("m1", "CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)")
+    await eventually(_replicated(site, "m2", "SELECT count(*) FROM t", 1), within=10)
+    await first.fence(1.0)
+    began = time.monotonic()
+    await second.promote()
+    site.sql("m2", "INSERT INTO t VALUES (2)")
+    assert time.monotonic() - began < 3
+    seen = await second.observe()
+    assert (seen.role, seen.position.timeline) == (Role.PRIMARY, 2)
+    pid = site.postmaster_pid("m3")
+    await third.follow(site.peer("m2"))
+    followed = await eventually(
+        third.observe, lambda e: e.streaming and e.upstream == "m2" and e.position.timeline == 2, within=15
+    )
+    assert followed.role is Role.REPLICA
+    assert site.postmaster_pid("m3") == pid
+    await eventually(_replicated(site, "m3", "SELECT count(*) FROM t", 2), within=10)
+    forks = await third.timeline_forks(site.peer("m2"))
+    assert [fork.timeline for fork in forks] == [1]
+    assert forks[0].lsn.value > 0
+    assert (await third.observe()).leader_forks == forks
+
+
+async def test_diverged_primary_is_rewound_and_its_tail_is_saved(site: Site) -> None:
+    first, second = await _split_brain_of_the_past(site)
+    sentence = await first.rejoin(site.peer("m2", role=Role.PRIMARY))
+    assert "rewound to timeline 2" in sentence
+    assert "had 3 commits" in sentence
+    seen = await site.streams(first)
+    assert (seen.role, seen.upstream, seen.position.timeline) == (Role.REPLICA, "m2", 2)
+    await eventually(_replicated(site, "m1", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
+    saved = list(site.paths("m1").root.glob("diverged-*/0000000100*"))
+    assert saved, "the segments of timeline 1 past the fork are kept"
+    assert str(saved[0].parent) in sentence
+    assert await first.converge()
+    await second.observe()
+
+
+async def test_diverged_member_that_cannot_be_rewound_is_cloned_anew(any_site: Site) -> None:
+    site = any_site
+    first, _ = await _split_brain_of_the_past(site)
+    damaged = site.paths("m1").data / "global" / "pg_control"
+    damaged.write_bytes(bytes(8192))
+    assert (await first.observe()).state is EngineState.ABSENT
+    sentence = await first.rejoin(site.peer("m2", role=Role.PRIMARY))
+    assert "was cloned from m2" in sentence
+    await site.streams(first)
+    await eventually(_replicated(site, "m1", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
+
+
+async def test_rewind_that_fails_half_way_ends_in_a_copy_and_keeps_the_old_data(any_site: Site) -> None:
+    site = any_site
+    first, _ = await _split_brain_of_the_past(site)
+    # What pg_rewind looks for before the fork is not there any more.
+    for segment in (site.paths("m1").data / "pg_wal").glob("0000000100*"):
+        content = bytearray(segment.read_bytes())
+        if segment.name.endswith("01"):
+            segment.unlink()
+        else:
+            segment.write_bytes(content)
+    hidden = site.paths("m1").data / "base" / "1" / "PG_VERSION"
+    hidden.rename(hidden.with_name("PG_VERSION.away"))
+    sentence = await first.rejoin(site.peer("m2", role=Role.PRIMARY))
+    await site.streams(first)
+    await eventually(_replicated(site, "m1", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
+    assert sentence
+
+
+async def test_interrupted_rewind_is_never_started_and_the_next_agent_clones(any_site: Site) -> None:
+    site = any_site
+    first, _ = await _split_brain_of_the_past(site)
+    await first.aclose()
+    label = site.paths("m1").label
+    label.write_text(label.read_text().replace('"begun":""', '"begun":"rewind"'))
+    again = site.engine("m1")
+    again.set_peers((site.peer("m2"),))
+    assert (await again.observe()).state is EngineState.ABSENT
+    with pytest.raises(EngineError, match="no usable data directory"):
+        await again.start_replica(site.peer("m2"))
+    sentence = await again.rejoin(site.peer("m2", role=Role.PRIMARY))
+    assert "was cloned from m2" in sentence
+    await site.streams(again)
+
+
+async def test_clean_former_primary_follows_without_rewinding(any_site: Site) -> None:
+    site = any_site
+    first = await site.primary(others=("m2",))
+    second = await site.replica("m2")
+    site.introduce("m1", "m2")
+    site.sql("m1", "CREATE TABLE t (n int)")
+    await first.checkpoint()
+    await first.stop()
+    stopped = await first.observe()
+    caught_up = await second.observe()
+    assert caught_up.position.lsn > stopped.position.lsn, "the shutdown checkpoint has arrived"
+    await second.promote()
+    sentence = await first.rejoin(site.peer("m2", role=Role.PRIMARY))
+    assert "had nothing past" in sentence
+    seen = await site.streams(first)
+    assert seen.position.timeline == 2
+
+
+async def test_stopped_replica_that_holds_more_log_than_the_new_leader_is_cut_back(any_site: Site) -> None:
+    site = any_site
+    first = await site.primary(others=("m2", "m3"))
+    second, third = await site.replica("m2"), await site.replica("m3")
+    site.introduce("m1", "m2", "m3")
+    site.sql("m1", "CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)", "CHECKPOINT", user="app")
+    await eventually(_replicated(site, "m2", "SELECT count(*) FROM t", 1), within=10)
+    await second.fence(1.0)
+    site.sql("m1", "INSERT INTO t VALUES (666)")
+    await eventually(_replicated(site, "m3", "SELECT count(*) FROM t", 2), within=10)
+    await third.fence(1.0)
+    await first.fence(1.0)
+    await second.start_replica(None)
+    await site.runs(second)
+    await second.promote()
+    site.sql("m2", "INSERT INTO t VALUES (2)")
+    sentence = await third.rejoin(site.peer("m2", role=Role.PRIMARY))
+    assert "cut off" in sentence or "rewound" in sentence
+    await site.streams(third)
+    await eventually(_replicated(site, "m3", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
+
+
+async def test_interrupted_clone_is_not_started_and_can_be_repeated(any_site: Site) -> None:
+    site = any_site
+    await site.primary(others=("m2",))
+    replica = site.engine("m2")
+    replica.set_peers((site.peer("m1"),))
+    cloning = asyncio.create_task(replica.clone(site.peer("m1")))
+    await eventually(_exists(site.paths("m2").incoming / "PG_VERSION"), within=20, every=0.002)
+    cloning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cloning
+    assert site.processes("m2") == []
+    again = site.engine("m2")
+    again.set_peers((site.peer("m1"),))
+    assert (await again.observe()).state is EngineState.ABSENT
+    with pytest.raises(EngineError, match="no usable data directory"):
+        await again.start_replica(site.peer("m1"))
+    await again.clone(site.peer("m1"))
+    await again.start_replica(site.peer("m1"))
+    await site.streams(again)
+
+
+async def test_copy_of_an_agent_that_was_killed_is_ended_by_the_next_agent(any_site: Site) -> None:
+    site = any_site
+    await site.primary(others=("m2",))
+    replica = site.engine("m2")
+    replica.set_peers((site.peer("m1"),))
+    cloning = asyncio.create_task(replica.clone(site.peer("m1")))
+    await eventually(_exists(site.paths("m2").incoming / "PG_VERSION"), within=20, every=0.002)
+    copying = site.processes("m2")
+    for pid in copying:
+        os.kill(pid, signal.SIGSTOP)
+    next_agent = site.engine("m2")
+    await next_agent.observe()
+    assert site.processes("m2") == []
+    with pytest.raises(EngineError):
+        await cloning
+
+
+async def test_sync_set_is_in_force_when_apply_returns(any_site: Site) -> None:
+    site = any_site
+    primary = await site.primary(others=("m2",))
+    replica = await site.replica("m2")
+    site.introduce("m1", "m2")
+    site.sql("m1", "CREATE TABLE t (n int)")
+    quorum = SyncRecord(mode="quorum", k=1, names=("m2",))
+    primary.update(site.desired("m1", replication=Replication(mode="quorum", k=1)), site.secrets())
+    await primary.apply_sync(quorum)
+    assert (await primary.observe()).sync == quorum
+    site.sql("m1", "INSERT INTO t VALUES (1)")
+    os.kill(site.postmaster_pid("m2"), signal.SIGSTOP)
+    frozen = site.processes("m2")
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    with site.connect("m1") as client:
+        commit = asyncio.create_task(asyncio.to_thread(client.execute, "INSERT INTO t VALUES (2)"))
+        done, _ = await asyncio.wait({commit}, timeout=0.5)
+        assert not done, "the only standby is frozen"
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+        async with asyncio.timeout(10):
+            await commit
+    await site.streams(replica)
+    await primary.apply_sync(SyncRecord(mode="async"))
+    assert (await primary.observe()).sync == SyncRecord(mode="async")
+
+
+async def test_replica_with_less_connections_than_its_primary_starts_all_the_same(any_site: Site) -> None:
+    site = any_site
+    site.parameters = {"max_connections": "90"}
+    primary = await site.primary(others=("m2",))
+    site.parameters = {"max_connections": "30"}
+    replica = await site.replica("m2")
+    assert site.sql("m2", "SHOW max_connections") == [("90",)]
+    assert (await primary.observe()).state is EngineState.RUNNING
+    assert (await replica.observe()).state is EngineState.RUNNING
+
+
+async def test_standby_directory_becomes_primary_only_on_a_new_timeline(any_site: Site) -> None:
+    site = any_site
+    first = await site.primary(others=("m2",))
+    second = await site.replica("m2")
+    await first.fence(1.0)
+    await second.fence(1.0)
+    await second.start_primary()
+    seen = await second.observe()
+    assert (seen.role, seen.position.timeline) == (Role.PRIMARY, 2)
+    with pytest.raises(EngineError, match="runs as primary"):
+        await second.start_replica(site.peer("m1"))
+
+
+async def test_slots_of_members_that_are_gone_and_of_a_former_primary_are_dropped(any_site: Site) -> None:
+    site = any_site
+    primary = await site.primary(others=("m2", "m3"))
+    slots = "SELECT array_agg(slot_name ORDER BY slot_name) FROM pg_replication_slots"
+    assert site.sql("m1", slots) == [(["moorage_m2", "moorage_m3"],)]
+    second = await site.replica("m2")
+    primary.set_peers((site.peer("m2"),))
+    assert await primary.converge()
+    assert site.sql("m1", slots) == [(["moorage_m2"],)]
+    await primary.stop()
+    await second.promote()
+    await primary.rejoin(site.peer("m2"))
+    assert await primary.converge()
+    assert site.sql("m1", slots) == [(None,)]
+
+
+async def _split_brain_of_the_past(site: Site) -> tuple[PostgresEngine, PostgresEngine]:
+    """m1 wrote three commits that m2 never got; m2 leads on timeline 2; m1 is dead."""
+    first = await site.primary(others=("m2",))
+    second = await site.replica("m2")
+    site.introduce("m1", "m2")
+    site.sql("m1", "CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)")
+    await eventually(_replicated(site, "m2", "SELECT count(*) FROM t", 1), within=10)
+    await second.fence(1.0)
+    site.sql("m1", *(f"INSERT INTO t VALUES ({n})" for n in (666, 667, 668)))
+    os.kill(site.postmaster_pid("m1"), signal.SIGKILL)
+    await first.wait_died()
+    assert (await first.observe()).state is EngineState.CRASHED
+    await second.start_replica(None)
+    await site.runs(second)
+    await second.promote()
+    site.sql("m2", "INSERT INTO t VALUES (2)")
+    return first, second
+
+
+def _replicated(site: Site, member: str, query: str, value: object) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        try:
+            return site.sql(member, query) == [(value,)]
+        except Exception as error:
+            raise AssertionError(str(error)) from error
+
+    return look
+
+
+def _exists(path: Path) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return path.exists()
+
+    return look
+
+
