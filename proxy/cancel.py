@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from core.log import EventLog
 from core.routes import Endpoint
+from proxy.gate import Gate
 from proxy.postgres.startup import Cancel
-from proxy.session import Gate
+from proxy.sockets import outgoing
 
 log = EventLog("proxy.cancel")
 CANCEL_TIMEOUT_S = 5.0
@@ -27,31 +29,31 @@ class Canceller:
         self._gate = gate
         self._under_way = 0
 
-    def cancel(self, instance: str, request: Cancel) -> None:
-        """Begin; nobody waits for the end."""
+    def cancel(self, instance: str, request: Cancel, done: Callable[[], None]) -> None:
+        """Begin; `done` is called when every server has taken it, or the time is over."""
+        if self._under_way >= UNDER_WAY_MAX:
+            log.warning("cancel_dropped", instance=instance)
+            done()
+            return
+        self._gate.tasks.spawn(self._forward(instance, request, done), "cancel")
+
+    async def _forward(self, instance: str, request: Cancel, done: Callable[[], None]) -> None:
         known = self._gate.cancels.get((request.pid, request.key))
         route = self._gate.table.route(instance)
         everywhere = () if route is None else tuple(filter(None, (route.primary, *route.replicas)))
-        for endpoint in (known,) if known else everywhere:
-            if self._under_way >= UNDER_WAY_MAX:
-                log.warning("cancel_dropped", instance=instance)
-                return
-            self._under_way += 1
-            task = asyncio.get_running_loop().create_task(self._send(endpoint, request), name="cancel")
-            self._gate.tasks.add(task)
-            task.add_done_callback(self._gate.tasks.discard)
-
-    async def _send(self, endpoint: Endpoint, request: Cancel) -> None:
+        self._under_way += 1
         try:
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                    reader, writer = await asyncio.open_connection(
-                        endpoint.host, endpoint.port, local_addr=(self._gate.local_address, 0)
-                    )
-                    try:
-                        writer.write(request.packet)
-                        await reader.read()  # the server closes when it has taken the request
-                    finally:
-                        writer.close()
+            async with asyncio.TaskGroup() as group:
+                for endpoint in (known,) if known else everywhere:
+                    _ = group.create_task(self._send(endpoint, request), name=f"cancel at {endpoint.member}")
         finally:
             self._under_way -= 1
+            done()
+
+    async def _send(self, endpoint: Endpoint, request: Cancel) -> None:
+        with contextlib.suppress(OSError, TimeoutError), outgoing(self._gate.local_address) as sock:
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(sock, (endpoint.host, endpoint.port))
+                await loop.sock_sendall(sock, request.packet)
+                await loop.sock_recv(sock, 1)  # the server closes when it has taken the request

@@ -1,21 +1,23 @@
 """The agent's way in: a Unix socket, a table a line, a report a line back.
 
 The agent may go and come back at any time; the table in force stays until its routes end by themselves. A line that is
-not a table is answered by closing the connection, and changes nothing.
+not a table, or one with a value that no route can have, is answered by closing the connection, and changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from pathlib import Path
 
 from core.log import EventLog
-from core.routes import MAX_LINE_BYTES, ProxyReport, decode_table, encode
-from proxy.session import Gate
+from core.routes import MAX_LINE_BYTES, Endpoint, ProxyReport, Route, RouteTable, decode_table, encode
+from proxy.gate import Gate
 
 log = EventLog("proxy.control")
 WRITE_TIMEOUT_S = 5.0
+CLIENT_TLS = ("off", "prefer", "require")
 
 
 class Control:
@@ -25,6 +27,7 @@ class Control:
         self._gate = gate
         self._path = path
         self._server: asyncio.Server | None = None
+        self._inode = 0  # of our socket: a successor's is not ours to remove
 
     async def start(self) -> None:
         """OSError when the socket cannot be made."""
@@ -32,18 +35,20 @@ class Control:
         mask = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MAX_LINE_BYTES)
+            self._inode = self._path.stat().st_ino
         finally:
             os.umask(mask)
 
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        self._path.unlink(missing_ok=True)
+        if self._path.exists() and self._path.stat().st_ino == self._inode:
+            self._path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                self._gate.table.replace(decode_table(line))
+                self._gate.table.replace(read_table(line))
                 writer.write(encode(self._report()))
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     await writer.drain()
@@ -56,11 +61,56 @@ class Control:
 
     def _report(self) -> ProxyReport:
         table = self._gate.table
+        bytes_in, bytes_out = self._gate.moved_bytes()
         return ProxyReport(
             seq=table.seq,
             pid=os.getpid(),
             sessions=table.counts(),
-            bytes_in=self._gate.bytes_in,
-            bytes_out=self._gate.bytes_out,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
             refused=table.refused,
         )
+
+
+def read_table(line: bytes) -> RouteTable:
+    """ValueError, and nothing else, when the line is not a table that can be put in force."""
+    try:
+        table = decode_table(line)
+        for route in table.routes:
+            _examine(route)
+    except (AttributeError, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"route table is not of the expected form: {error!r}") from error
+    if len({route.instance for route in table.routes}) != len(table.routes):
+        raise ValueError("two routes of one instance")
+    return table
+
+
+def _examine(route: Route) -> None:
+    """JSON knows no types: a number where text belongs would surface in the middle of a client's session, and an
+    expiry that is not a number would never come."""
+    problems = [
+        *(name for name in ("instance", "client_tls") if not _is_text(getattr(route, name))),
+        *(name for name in ("rw_port", "ro_port") if not _is_port(getattr(route, name))),
+        *(name for name in ("expires_at_s", "hold_s") if not _is_number(getattr(route, name))),
+        *(["client_tls"] if route.client_tls not in CLIENT_TLS else []),
+        *(["allow"] if not all(map(_is_text, route.allow)) else []),
+        *(f"endpoint of {one.member}" for one in (route.primary, *route.replicas) if one and not _is_endpoint(one)),
+    ]
+    if problems:
+        raise ValueError(f"route of {route.instance}: unusable {', '.join(problems)}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_port(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 16
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_endpoint(one: Endpoint) -> bool:
+    return _is_text(one.member) and _is_text(one.host) and _is_port(one.port)

@@ -7,10 +7,11 @@ import contextlib
 
 from core.log import EventLog
 from core.routes import Route
-from proxy.session import ClientSession, Gate
+from proxy.gate import Gate
+from proxy.reception import Cancelling, Reception
+from proxy.sockets import BACKLOG, listener
 
 log = EventLog("proxy.listeners")
-BACKLOG = 1024
 RETRY_S = 1.0
 Port = tuple[str, int, bool]  # instance, port, read-only
 
@@ -18,9 +19,9 @@ Port = tuple[str, int, bool]  # instance, port, read-only
 class Listeners:
     """`run()` makes what listens equal to what the routes want."""
 
-    def __init__(self, gate: Gate, address: str) -> None:
+    def __init__(self, gate: Gate, cancelling: Cancelling) -> None:
         self._gate = gate
-        self._address = address
+        self._cancelling = cancelling
         self._open: dict[Port, asyncio.Server] = {}
         self._failing: set[Port] = set()
         self._look = asyncio.Event()
@@ -38,32 +39,38 @@ class Listeners:
                     await self._look.wait()
 
     async def _make_so(self, routes: tuple[Route, ...]) -> None:
+        """Closing comes first: a port may have moved from one instance to another."""
         wanted: set[Port] = set()
         for route in routes:
             wanted |= {(route.instance, route.rw_port, False), (route.instance, route.ro_port, True)}
         for port in self._open.keys() - wanted:
             self._open.pop(port).close()
+            log.info("listening_ended", instance=port[0], port=port[1], read_only=port[2])
         self._failing &= wanted
-        for port in wanted - self._open.keys():
+        for port in sorted(wanted - self._open.keys()):
             await self._listen(port)
 
     async def _listen(self, port: Port) -> None:
         instance, number, read_only = port
-        loop = asyncio.get_running_loop()
+        address = self._gate.local_address
         try:
-            self._open[port] = await loop.create_server(
-                lambda: ClientSession(self._gate, instance, read_only=read_only),
-                self._address,
-                number,
-                backlog=BACKLOG,
-            )
+            sock = listener(address, number)
+            try:
+                self._open[port] = await asyncio.get_running_loop().create_server(
+                    lambda: Reception(self._gate, self._cancelling, instance, read_only=read_only),
+                    sock=sock,
+                    backlog=BACKLOG,
+                )
+            except BaseException:
+                sock.close()
+                raise
         except OSError as error:
             if port not in self._failing:
                 log.error("listen_failed", instance=instance, port=number, error=str(error), next_try_s=RETRY_S)
             self._failing.add(port)
             return
         self._failing.discard(port)
-        log.info("listening", instance=instance, address=self._address, port=number, read_only=read_only)
+        log.info("listening", instance=instance, address=address, port=number, read_only=read_only)
 
     def close(self) -> None:
         """Accept nobody any more; sessions go on."""

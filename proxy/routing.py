@@ -1,12 +1,15 @@
-"""Pure: which server a new session may go to, at this moment, by the route in force."""
+"""Pure: which server a new session may go to, at this moment, by the route in force, and whether it may stay there."""
 
 from __future__ import annotations
 
+import functools
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from core.routes import Endpoint, Route
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +39,23 @@ class Refuse:
 Verdict = Forward | Hold | Refuse
 
 
-def admit(route: Route | None, *, read_only: bool, client: str, sessions: Mapping[str, int], now: float) -> Verdict:
-    """`sessions`: how many sessions each replica (by member) has from here; `client`: IP address."""
+def admit(
+    route: Route | None,
+    *,
+    read_only: bool,
+    client: str,
+    sessions: Mapping[str, int],
+    now: float,
+    avoid: Collection[str] = (),
+) -> Verdict:
+    """`sessions`: how many sessions each member has from here; `client`: IP address; `avoid`: replicas that have just
+    not answered this client."""
     if route is None:
         return Refuse("3D000", "this instance is not served here any more", "Ask moorctl for its present address.")
-    if not _allowed(client, route.allow):
+    if not allowed(client, route.allow):
         return Refuse("28000", f"address {client} is not in the instance's allow list", "Ask for it to be added.")
-    if read_only and route.replicas:
-        chosen = min(route.replicas, key=lambda replica: (sessions.get(replica.member, 0), replica.member))
-        return Forward(chosen, fenced=False)
+    if read_only and (replicas := [replica for replica in route.replicas if replica.member not in avoid]):
+        return Forward(min(replicas, key=lambda one: (sessions.get(one.member, 0), one.member)), fenced=False)
     if route.paused:
         return Hold("a switchover is under way")
     if route.primary is None:
@@ -55,15 +66,35 @@ def admit(route: Route | None, *, read_only: bool, client: str, sessions: Mappin
 
 
 def still_valid(route: Route | None, endpoint: Endpoint, now: float) -> bool:
-    """Whether a session that can write may stay on `endpoint`."""
+    """Whether a session that can write may stay on `endpoint`. The term does not matter: a primary that leads on in a
+    newer one is the same server, with the same sessions."""
     if route is None or route.primary is None or now >= route.expires_at_s:
         return False
-    primary = route.primary
-    return (primary.member, primary.host, primary.port) == (endpoint.member, endpoint.host, endpoint.port)
+    return same_server(route.primary, endpoint)
 
 
-def _allowed(client: str, networks: tuple[str, ...]) -> bool:
+def same_server(one: Endpoint, other: Endpoint) -> bool:
+    return (one.member, one.host, one.port) == (other.member, other.host, other.port)
+
+
+def allowed(client: str, networks: tuple[str, ...]) -> bool:
+    """An empty list allows everybody; a network that cannot be read allows nobody."""
     if not networks:
         return True
-    address = ipaddress.ip_address(client)
-    return any(address in ipaddress.ip_network(network) for network in networks)
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return False
+    return any(address in network for network in _parsed(networks))
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(networks: tuple[str, ...]) -> tuple[Network, ...]:
+    """Lists repeat with every client, and are parsed once."""
+    found: list[Network] = []
+    for text in networks:
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            continue
+    return tuple(found)

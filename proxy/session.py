@@ -1,4 +1,4 @@
-"""One client: its startup, its wait for a server, and the relay of whole buffers both ways.
+"""One client with its startup packet: the wait for a server, and the relay of whole buffers both ways.
 
 Authentication passes through: the server asks, the client answers, the proxy forwards. The proxy therefore speaks plain
 TCP to the engine even when the client speaks TLS: with TLS on both sides SCRAM's channel binding would see two
@@ -11,326 +11,268 @@ between messages, and is closed either way; nothing of it is ever sent to anothe
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ssl
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import cast
+import random
 
-from core.clock import Clock
+from core.backoff import Backoff
 from core.errors import words
 from core.log import EventLog
 from core.routes import Endpoint
+from proxy.gate import Gate
 from proxy.postgres import refusals
-from proxy.postgres.server_side import NOT_YET, Greeting, ends_ready
-from proxy.postgres.startup import MAX_STARTUP_BYTES, Cancel, First, Malformed, Startup, Wish, read_first
+from proxy.postgres.server_side import NOT_YET, TERMINATE
+from proxy.postgres.startup import Startup
 from proxy.routing import Forward, Hold, Refuse, admit
-from proxy.table import Table
+from proxy.server import ServerLink
+from proxy.sockets import LINGER_S, close_soon
+from proxy.table import Fence
 
 log = EventLog("proxy.session")
-STARTUP_TIMEOUT_S = 15.0  # from connecting to a whole startup packet
-DIAL_TIMEOUT_S = 5.0
-RETRY_S = 0.05  # between two tries of a server that is not up yet
-TLS_HANDSHAKE_S = 10.0
-HIGH_WATER_BYTES = 256 << 10  # per direction; then the other side is not read any more
+DIAL_TIMEOUT_S = 5.0  # to the server's first answer
+DIAL_MIN_S = 1.0  # for a client whose time is nearly over
+RETRY_BASE_S, RETRY_CAP_S = 0.05, 0.5  # between two tries of a server that is not up yet
+MAX_EARLY_BYTES = 64 << 10  # of a client that talks before the server has answered
 
 
-@dataclass(slots=True)
-class Gate:
-    """What all sessions of a process share."""
+class Session(asyncio.Protocol):
+    """The client's side; the server's side is `ServerLink`. Takes over the transport of a `Reception`."""
 
-    table: Table
-    clock: Clock
-    local_address: str
-    tls: Callable[[], ssl.SSLContext | None]
-    clients_max: int
-    cancels: dict[tuple[int, bytes], Endpoint] = field(default_factory=dict)  # whose key is it
-    cancel: Callable[[str, Cancel], None] = lambda _instance, _request: None
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    clients: set[ClientSession] = field(default_factory=set)
-    bytes_in: int = 0
-    bytes_out: int = 0
-
-
-class ClientSession(asyncio.Protocol):
-    """The client's side; the server's side is `ServerLink`."""
-
-    def __init__(self, gate: Gate, instance: str, *, read_only: bool) -> None:
+    def __init__(
+        self, gate: Gate, transport: asyncio.Transport, startup: Startup, *, instance: str, read_only: bool, tls: bool
+    ) -> None:
         self.instance = instance
         self.read_only = read_only
         self.endpoint: Endpoint | None = None
-        self.fenced = False
+        self.fence: Fence | None = None
+        self.transport: asyncio.Transport | None = transport
+        self.bytes_in = 0
         self._gate = gate
         self._table = gate.table
         self._now = gate.clock.now
-        self.transport: asyncio.Transport | None = None
-        self.server: ServerLink | None = None
-        self._buffer = bytearray()
-        self._tls = False
-        self._startup: Startup | None = None
+        self._startup = startup
+        self._tls = tls
+        self._address = client_address(transport)
+        self._began = self._now()
+        self._link: ServerLink | None = None
+        self._held = bytearray()  # sent before the server has answered
+        self._dialing: asyncio.Timeout | None = None
         self._task: asyncio.Task[None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._connected_at = 0.0
-        self._address = ""
-        self._waits_for = ""
-        self.bytes_in = 0
+        self._waiting = False
+        self._leaving = False  # the client has said goodbye, or will send nothing more
+        self._ended = False
+        self._linger: asyncio.TimerHandle | None = None
+
+    def begin(self, early: bytes) -> None:
+        """Look for a server. `early`: what the client sent behind its startup packet."""
+        self._held += early
+        self._task = self._gate.tasks.spawn(self._attach(), f"client {self._address}", failed=self._close)
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None
+
+    @property
+    def bytes_out(self) -> int:
+        return self._link.bytes_out if self._link is not None else 0
+
+    @property
+    def idle(self) -> bool:
+        return self._link is None or self._link.idle
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self._connected_at = self._now()
-        self._address = str((transport.get_extra_info("peername") or ("",))[0])
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        self._gate.clients.add(self)
-        if len(self._gate.clients) > self._gate.clients_max:
-            self.refuse(refusals.TOO_MANY, "too many clients")
-            return
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(STARTUP_TIMEOUT_S, self._startup_too_slow)
-
     def data_received(self, data: bytes) -> None:
-        server = self.server
-        if server is None:
-            self._before_server(data)
+        link = self._link
+        if link is None or self._ended:
+            self._hold(data)
             return
         # The fence: nothing that a client sends reaches a primary past the end of its route, also when this process
         # was frozen and thaws late.
-        if self.fenced and not self._table.valid(self):
+        fence = self.fence
+        if fence is not None and self._now() >= fence.until_s:
             self.cut()
             return
         self.bytes_in += len(data)
-        server.forward(data)
+        link.write(data)
+        if data[-5:] == TERMINATE:
+            self._leaving = True
+
+    def _hold(self, data: bytes) -> None:
+        if self._ended:
+            return
+        self._held += data
+        if len(self._held) > MAX_EARLY_BYTES:
+            self.refuse(refusals.malformed("too much data before the server has answered"), "data before answer")
 
     def eof_received(self) -> bool:
-        return False
+        """A client that only stopped sending still gets its answers: the server, told the same way, ends the session.
+        TLS cannot be half closed."""
+        link = self._link
+        if link is None or self._tls or self._ended:
+            return False
+        if self._leaving:  # the server ends by itself after a goodbye, unless it hangs
+            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._close)
+        else:
+            self._leaving = True
+            link.half_close()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gate.clients.discard(self)
-        self._table.sessions.discard(self)
+        self.transport = None
         self._stop_waiting()
-        if self._deadline is not None:
-            self._deadline.cancel()
         if self._task is not None:
             self._task.cancel()
-        if self.server is not None:
-            self.server.abandon()
-            self._log_end()
-        self.transport = None
+        link = self._link
+        if link is None or link.lost:
+            self._settle()
+        elif exc is None and not self._ended:
+            link.release()
+        else:
+            link.abort()
 
     def pause_writing(self) -> None:
-        if self.server is not None:
-            self.server.pause()
+        if self._link is not None:
+            self._link.client_is_full(True)
 
     def resume_writing(self) -> None:
-        if self.server is not None:
-            self.server.resume()
-
-    # --- startup --------------------------------------------------------------------------------------------------
-
-    def _before_server(self, data: bytes) -> None:
-        self._buffer += data
-        if self._startup is not None:
-            if len(self._buffer) > MAX_STARTUP_BYTES:
-                self.refuse(refusals.malformed("too much data before the server has answered"), "data before answer")
-            return
-        if self._task is not None:  # a TLS handshake is under way, this is its first plain text: handled after it
-            return
-        self._read_startup()
-
-    def _read_startup(self) -> None:
-        found = read_first(self._buffer)
-        if found is None:
-            return
-        first, used = found
-        del self._buffer[:used]
-        self._take(first)
-
-    def _take(self, first: First) -> None:
-        assert self.transport is not None
-        match first:
-            case Malformed(why=why):
-                self.refuse(refusals.malformed(why), why)
-            case Cancel():
-                self._gate.cancel(self.instance, first)
-                self.transport.close()
-            case Wish.GSSENC:
-                self._answer_no()
-            case Wish.TLS:
-                self._take_tls_wish()
-            case Startup():
-                self._take_startup(first)
-
-    def _answer_no(self) -> None:
-        assert self.transport is not None
-        if self._buffer:
-            self.refuse(refusals.STUFFED, "data after a wish")
-            return
-        self.transport.write(b"N")
-
-    def _take_tls_wish(self) -> None:
-        route = self._table.route(self.instance)
-        context = self._gate.tls()
-        if self._tls or context is None or (route is not None and route.client_tls == "off"):
-            self._answer_no()
-        elif self._buffer:
-            # Plain bytes behind the wish would be taken as if they had come by TLS (CVE-2021-23214).
-            self.refuse(refusals.STUFFED, "data before the handshake")
-        else:
-            self._run(self._handshake(context))
-
-    async def _handshake(self, context: ssl.SSLContext) -> None:
-        assert self.transport is not None
-        self.transport.write(b"S")
-        loop = asyncio.get_running_loop()
-        try:
-            secured = await loop.start_tls(
-                self.transport, self, context, server_side=True, ssl_handshake_timeout=TLS_HANDSHAKE_S
-            )
-        except (OSError, ssl.SSLError, ConnectionError) as error:
-            log.info("client_refused", client=self._address, instance=self.instance, why=f"TLS: {error}")
-            return
-        if secured is None or self.transport is None:
-            return
-        secured.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        self.transport, self._tls, self._task = secured, True, None
-        if self._buffer:
-            self._read_startup()
-
-    def _take_startup(self, startup: Startup) -> None:
-        route = self._table.route(self.instance)
-        if route is not None and route.client_tls == "require" and not self._tls:
-            self.refuse(refusals.TLS_REQUIRED, "TLS required")
-            return
-        self._startup = startup
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._run(self._attach(startup))
-
-    def _startup_too_slow(self) -> None:
-        self.refuse(refusals.STARTUP_TIMEOUT, "startup took too long")
-
-    def _run(self, work: object) -> None:
-        """One task at a time belongs to this session; the gate owns it and sees its failure."""
-        assert asyncio.iscoroutine(work)
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=f"client {self._address}")
-        self._task = task
-        self._gate.tasks.add(task)
-        task.add_done_callback(self._task_ended)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._gate.tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.unexpected("session_failed", error, client=self._address, instance=self.instance)
-            self._close()
+        if self._link is not None:
+            self._link.client_is_full(False)
 
     # --- finding a server -----------------------------------------------------------------------------------------
 
-    async def _attach(self, startup: Startup) -> None:
+    async def _attach(self) -> None:
         """Connect to the server of the moment; hold the client, bounded, while there is none."""
-        started = self._now()
-        refused = ""
-        while self.transport is not None:
-            now = self._now()
+        backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, uniform=random.uniform)
+        avoid: set[str] = set()
+        while not self._ended:
+            seen = self._table.version
             route = self._table.route(self.instance)
-            verdict = admit(
-                route,
-                read_only=self.read_only,
-                client=self._address,
-                sessions=self._table.per_member(self.instance) if self.read_only else {},
-                now=now,
-            )
+            verdict = self._admit(avoid)
             if isinstance(verdict, Refuse):
                 self.refuse(refusals.error(verdict.sqlstate, verdict.message, verdict.hint), verdict.message)
                 return
-            waited_until = started + (route.hold_s if route else 0.0)
-            if isinstance(verdict, Forward):
-                refused = await self._connect(verdict, startup, started)
-                if not refused:
+            until = self._began + (route.hold_s if route else 0.0)
+            if isinstance(verdict, Hold):
+                why = verdict.why
+                pause_s = backoff.next_delay() if avoid else until - self._now()
+                avoid.clear()
+            else:
+                why = await self._dial(verdict, max(DIAL_MIN_S, until - self._now()))
+                if not why:
                     return
-            self._wait_for(verdict.why if isinstance(verdict, Hold) else refused)
-            if now >= waited_until:
-                self._give_up(now - started)
+                # Another replica may answer at once; a primary is tried again a little later.
+                pause_s = backoff.next_delay() if verdict.fenced else 0.0
+                avoid = set() if verdict.fenced else avoid | {verdict.endpoint.member}
+            if not await self._pause(why, until, pause_s, seen):
                 return
-            pause_s = RETRY_S if isinstance(verdict, Forward) else waited_until - now
-            await self._table.changed(min(pause_s, max(0.01, waited_until - now)))
 
-    def _wait_for(self, why: str) -> None:
-        if not self._waits_for:
+    def _admit(self, avoid: set[str]) -> Forward | Hold | Refuse:
+        if self._gate.stopping:
+            return Refuse("57P03", "the proxy is stopping", "Connect to another node's proxy.")
+        return admit(
+            self._table.route(self.instance),
+            read_only=self.read_only,
+            client=self._address,
+            sessions=self._table.loads(self.instance),
+            now=self._now(),
+            avoid=avoid,
+        )
+
+    async def _pause(self, why: str, until: float, pause_s: float, seen: int) -> bool:
+        """Wait for a newer table, at most so long; False when the client's time is over, or too many wait already."""
+        now = self._now()
+        if now >= until:
+            message = f"no server of {self.instance} to connect to: {why}; waited {now - self._began:.1f} s"
+            self.refuse(refusals.error("57P03", message, "Try again; `moorctl status` tells what is wrong."), message)
+            return False
+        if not self._waiting:
+            if self._table.waiting[self.instance] >= self._gate.limits.waiters_max:
+                self.refuse(refusals.TOO_MANY_WAIT, "too many clients wait")
+                return False
+            self._waiting = True
             self._table.waiting[self.instance] += 1
-        self._waits_for = why
+        await self._table.changed(seen, min(pause_s, until - now))
+        return True
 
     def _stop_waiting(self) -> None:
-        if self._waits_for:
-            self._waits_for = ""
+        if self._waiting:
+            self._waiting = False
             self._table.waiting[self.instance] -= 1
 
-    def _give_up(self, waited_s: float) -> None:
-        message = f"no primary of {self.instance} to connect to: {self._waits_for}; waited {waited_s:.0f} s"
-        self.refuse(refusals.error("57P03", message, "Try again; `moorctl status` tells what is wrong."), message)
-
-    async def _connect(self, forward: Forward, startup: Startup, started: float) -> str:
+    async def _dial(self, forward: Forward, within_s: float) -> str:
         """Empty when the relay runs; else why this server cannot serve just now."""
-        endpoint = forward.endpoint
-        link = ServerLink(self, self._gate, endpoint)
-        loop = asyncio.get_running_loop()
+        link = ServerLink(self, self._gate, self._gate.clock)
+        member = forward.endpoint.member
+        self._table.bind(self, forward.endpoint, fenced=forward.fenced)
         try:
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await loop.create_connection(
-                    lambda: link, endpoint.host, endpoint.port, local_addr=(self._gate.local_address, 0)
-                )
-                link.send(startup.packet)
+            async with asyncio.timeout(min(DIAL_TIMEOUT_S, within_s)) as self._dialing:
+                await link.open(forward.endpoint, self._gate.local_address, self._startup.packet)
                 refusal = await link.first_answer()
+            if refusal not in NOT_YET:
+                self._relay(link)
+                return ""
+            return f"{member} is not accepting connections ({refusal})"
         except (OSError, TimeoutError) as error:
-            link.abandon()
-            return f"{endpoint.member} does not answer ({words(error)})"
-        if refusal in NOT_YET or self.transport is None:
-            link.abandon()
-            return f"{endpoint.member} is not accepting connections ({refusal})"
-        self._stop_waiting()
-        self._begin_relay(link, forward, startup, started)
-        return ""
+            return f"{member} does not answer ({words(error)})"
+        finally:
+            self._dialing = None
+            if self._link is not link:
+                self._table.unbind(self)
+                link.abort()
 
-    def _begin_relay(self, link: ServerLink, forward: Forward, startup: Startup, started: float) -> None:
-        self.endpoint, self.fenced = forward.endpoint, forward.fenced
-        self.server, self._task = link, None
-        self._table.sessions.add(self)
+    def _relay(self, link: ServerLink) -> None:
+        assert self.endpoint is not None, "bound before it was dialled"
+        waited_s = self._now() - self._began
+        self._stop_waiting()
+        self._link, self._task = link, None
         log.info(
             "client_connected",
             client=self._address,
-            user=startup.user,
-            database=startup.database,
+            user=self._startup.user,
+            database=self._startup.database,
             instance=self.instance,
-            server=forward.endpoint.member,
+            server=self.endpoint.member,
             read_only=self.read_only,
             tls=self._tls,
-            waited_ms=round((self._now() - started) * 1000),
+            waited_ms=round(waited_s * 1000),
         )
         link.begin_relay()
-        if self._buffer and self.server is not None:
-            held, self._buffer = bytes(self._buffer), bytearray()
+        if self._held:
+            held, self._held = bytes(self._held), bytearray()
             self.data_received(held)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """The fence falls."""
-        self._end_with(refusals.FAILOVER)
+        """The fence falls. A client that is only on its way to that server looks for another one."""
+        if self._link is not None:
+            self._end_with(refusals.FAILOVER)
+        elif self._dialing is not None and not self._dialing.expired():
+            self._dialing.reschedule(asyncio.get_running_loop().time())
 
     def server_lost(self) -> None:
         self._end_with(refusals.SERVER_LOST)
+        if self.transport is None:
+            self._settle()
 
     def shut_down(self) -> None:
-        self._end_with(refusals.SHUTDOWN)
+        if self._link is None:
+            self.refuse(refusals.STOPPING, "stopping")
+        else:
+            self._end_with(refusals.SHUTDOWN)
 
     def _end_with(self, farewell: bytes) -> None:
-        """Close; with a word if the client stands between messages and its server did not say one itself."""
-        if self.transport is not None and (self.server is None or self.server.between_messages):
+        """Close; with a word if the client stands between messages and expects one."""
+        if self._ended:
+            return
+        link = self._link
+        if link is not None and link.between_messages and self.transport is not None and not self._leaving:
             self.transport.write(farewell)
         self._close()
 
     def refuse(self, message: bytes, why: str) -> None:
         """Say no and close."""
+        if self._ended:
+            return
         self._table.refused += 1
         log.info("client_refused", client=self._address, instance=self.instance, why=why)
         if self.transport is not None:
@@ -338,129 +280,36 @@ class ClientSession(asyncio.Protocol):
         self._close()
 
     def _close(self) -> None:
-        self._table.sessions.discard(self)
-        if self.server is not None:
-            self.server.abandon()
+        if self._ended:
+            return
+        self._ended = True
+        self._table.unbind(self)
+        self._stop_waiting()
+        if self._link is not None:
+            self._link.abort()
         if self.transport is not None:
-            self.transport.close()
+            self._linger = close_soon(self.transport)
 
-    def _log_end(self) -> None:
-        server = self.server
+    def _settle(self) -> None:
+        """Both sides are gone."""
+        self._ended = True
+        if self._linger is not None:
+            self._linger.cancel()
+        self._table.unbind(self)
+        self._gate.gone(self)
+        if self._link is None:
+            return
         log.info(
             "client_disconnected",
             client=self._address,
             instance=self.instance,
             server=self.endpoint.member if self.endpoint else "",
-            lasted_s=round(self._now() - self._connected_at, 3),
+            lasted_s=round(self._now() - self._began, 3),
             bytes_in=self.bytes_in,
-            bytes_out=server.bytes_out if server else 0,
+            bytes_out=self.bytes_out,
         )
 
 
-class ServerLink(asyncio.Protocol):
-    """The server's side of one session."""
-
-    def __init__(self, client: ClientSession, gate: Gate, endpoint: Endpoint) -> None:
-        self._client = client
-        self._endpoint = endpoint
-        self._gate = gate
-        self._transport: asyncio.Transport | None = None
-        self._greeting = Greeting()
-        self._held = bytearray()
-        self._relaying = False
-        self._first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._cancel_key: tuple[int, bytes] | None = None
-        self.between_messages = False
-        self.bytes_out = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-
-    def send(self, data: bytes) -> None:
-        if self._transport is None:
-            raise ConnectionResetError("the server has closed the connection")
-        self._transport.write(data)
-
-    def forward(self, data: bytes) -> None:
-        """From the client, whole."""
-        if self._transport is not None:
-            self._transport.write(data)
-
-    async def first_answer(self) -> str:
-        """SQLSTATE when the server refuses outright, else empty. ConnectionResetError when it closes first."""
-        return await self._first
-
-    def begin_relay(self) -> None:
-        """From now on everything goes to the client, first of all what has come already."""
-        self._relaying = True
-        held, self._held = bytes(self._held), bytearray()
-        if held:
-            self._to_client(held)
-        if self._transport is None:
-            self._client.server_lost()
-        else:
-            self._transport.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        if not self._greeting.done:
-            self._greet(data)
-        if self._relaying:
-            self._to_client(data)
-        else:
-            self._held += data
-
-    def _greet(self, data: bytes) -> None:
-        self._greeting.feed(data)
-        if self._greeting.pid and self._cancel_key is None:
-            self._cancel_key = (self._greeting.pid, self._greeting.key)
-            self._gate.cancels[self._cancel_key] = self._endpoint
-        if not self._first.done():
-            self._first.set_result(self._greeting.refusal)
-            if self._transport is not None and not self._relaying:
-                self._transport.pause_reading()
-
-    def _to_client(self, data: bytes) -> None:
-        self.between_messages = ends_ready(data)
-        self.bytes_out += len(data)
-        client = self._client.transport
-        if client is not None:
-            client.write(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        if self._cancel_key is not None:
-            self._gate.cancels.pop(self._cancel_key, None)
-        if not self._first.done():
-            self._first.set_exception(exc or ConnectionResetError("the server closed the connection"))
-        elif self._relaying:
-            self._client.server_lost()
-
-    def pause_writing(self) -> None:
-        if self._client.transport is not None:
-            self._client.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._client.transport is not None:
-            self._client.transport.resume_reading()
-
-    def pause(self) -> None:
-        """The client does not keep up."""
-        if self._transport is not None:
-            with contextlib.suppress(RuntimeError):
-                self._transport.pause_reading()
-
-    def resume(self) -> None:
-        if self._transport is not None:
-            with contextlib.suppress(RuntimeError):
-                self._transport.resume_reading()
-
-    def abandon(self) -> None:
-        """The client has gone: the server's session ends with its connection."""
-        self._relaying = False
-        if self._first.done():
-            self._first.exception()  # looked at, whether or not anybody waited for it
-        else:
-            self._first.cancel()
-        if self._transport is not None:
-            self._transport.abort()
+def client_address(transport: asyncio.Transport) -> str:
+    """Empty when the client has gone before it was asked."""
+    return str((transport.get_extra_info("peername") or ("",))[0])

@@ -1,31 +1,51 @@
 """The routes in force, who is connected by them, and who waits for another one.
 
-A new table replaces the old one whole. Sessions that may write are bound to a fence: when their route ends, by a new
-table or by its own time, they are cut. The timer for that is set here, so it needs nobody's word.
+A new table replaces the old one whole. Sessions that can write share a `Fence`, one for each primary: the time at which
+their right ends. A renewed route moves that time; another primary, or the time itself, drops the fence for ever and
+cuts its sessions. The timer for that is set here, so it needs nobody's word, and every buffer is checked against the
+fence before it passes, so it holds for a process that was frozen too.
+
+A replica's sessions are not fenced. When it becomes the primary they can write, and come under its fence.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from core.clock import Clock
 from core.log import EventLog
 from core.routes import Endpoint, Route, RouteTable, SessionCounts
-from proxy.routing import still_valid
+from proxy.routing import same_server, still_valid
 
 log = EventLog("proxy.table")
+TIMER_GRAIN_S = 0.001  # timers are this coarse: one that comes early would only be set again
 
 
-class Session(Protocol):
-    """A connected session, as the table sees it."""
+class Fence:
+    """Until when sessions may write to `endpoint`; shared by all of them, so that one assignment moves it for all."""
+
+    __slots__ = ("endpoint", "until_s")
+
+    def __init__(self, endpoint: Endpoint, until_s: float) -> None:
+        self.endpoint = endpoint
+        self.until_s = until_s
+
+
+class Bound(Protocol):
+    """A session on a server, or on its way to one, as the table sees it."""
 
     instance: str
     read_only: bool
     endpoint: Endpoint | None
-    fenced: bool
+    fence: Fence | None
+
+    @property
+    def connected(self) -> bool:
+        """False on its way."""
 
     def cut(self) -> None:
         """End it now: its server may no longer be written to."""
@@ -37,12 +57,15 @@ class Table:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._routes: dict[str, Route] = {}
+        self._fences: dict[str, Fence] = {}  # by instance; none while there is nobody to write to
+        self._sessions: dict[str, set[Bound]] = {}  # by instance
+        self._loads: dict[str, Counter[str]] = {}  # by instance: sessions of each member
         self._changed: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.sessions: set[Session] = set()
         self.waiting: Counter[str] = Counter()
         self.refused = 0
         self.seq = 0
+        self.version = 0  # grows with every table
         self.on_listeners: Callable[[], None] = lambda: None
 
     # --- routes ---------------------------------------------------------------------------------------------------
@@ -57,57 +80,106 @@ class Table:
         """Put a table in force: listeners, fences and waiters follow at once."""
         before, self._routes = self._routes, {route.instance: route for route in table.routes}
         self.seq = table.seq
+        self.version += 1
         for instance in before.keys() | self._routes.keys():
             _log_change(instance, before.get(instance), self._routes.get(instance))
+            self._renew(instance)
+        self._set_timer()
         self.on_listeners()
-        self._fence()
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
         self._changed = None
 
-    async def changed(self, timeout_s: float) -> None:
-        """Until the next table, at most so long."""
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._changed}, timeout=max(0.0, timeout_s))
+    async def changed(self, since: int, timeout_s: float) -> bool:
+        """Until there is a newer table than version `since`, at most so long; whether there is one."""
+        if self.version == since:
+            if self._changed is None:
+                self._changed = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._changed}, timeout=max(0.0, timeout_s))
+        return self.version != since
 
-    # --- fences ---------------------------------------------------------------------------------------------------
+    # --- sessions -------------------------------------------------------------------------------------------------
 
-    def valid(self, session: Session) -> bool:
-        """Whether a write of this session may be forwarded at this very moment."""
-        assert session.endpoint is not None, "a session without a server forwards nothing"
-        return still_valid(self._routes.get(session.instance), session.endpoint, self._clock.now())
+    def bind(self, session: Bound, endpoint: Endpoint, *, fenced: bool) -> None:
+        """From now on the session counts for `endpoint` and is cut with its fence."""
+        session.endpoint = endpoint
+        session.fence = self._fences.get(session.instance) if fenced else None
+        assert not fenced or (session.fence is not None and same_server(session.fence.endpoint, endpoint))
+        self._sessions.setdefault(session.instance, set()).add(session)
+        self._loads.setdefault(session.instance, Counter())[endpoint.member] += 1
 
-    def _fence(self) -> None:
-        """Cut every session that can write to what is no longer a valid primary, and look again when the next ends."""
-        doomed = [session for session in self.sessions if session.fenced and not self.valid(session)]
-        for session in doomed:
-            session.cut()
-        if doomed:
-            by_instance = Counter(session.instance for session in doomed)
-            log.warning("sessions_cut", sessions=dict(by_instance))
-        if self._timer is not None:
-            self._timer.cancel()
-        now = self._clock.now()
-        ends = [r.expires_at_s for r in self._routes.values() if r.primary is not None and r.expires_at_s > now]
-        if ends:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(min(ends) - now + 0.001, self._fence)
+    def unbind(self, session: Bound) -> None:
+        """The session has ended, or looks for another server. Does nothing the second time."""
+        sessions = self._sessions.get(session.instance)
+        if sessions is None or session not in sessions or session.endpoint is None:
+            return
+        sessions.discard(session)
+        self._loads[session.instance][session.endpoint.member] -= 1
+        if not sessions:
+            del self._sessions[session.instance], self._loads[session.instance]
 
-    # --- counts ---------------------------------------------------------------------------------------------------
-
-    def per_member(self, instance: str) -> Counter[str]:
-        """Sessions of an instance by the member they are connected to."""
-        return Counter(s.endpoint.member for s in self.sessions if s.instance == instance and s.endpoint)
+    def loads(self, instance: str) -> Counter[str]:
+        """How many sessions each member of an instance has from here."""
+        return self._loads.get(instance, Counter())
 
     def counts(self) -> dict[str, SessionCounts]:
         """For the report."""
-        read_only = Counter(s.instance for s in self.sessions if s.read_only)
-        read_write = Counter(s.instance for s in self.sessions if not s.read_only)
-        return {
-            name: SessionCounts(read_write=read_write[name], read_only=read_only[name], waiting=self.waiting[name])
-            for name in self._routes
-        }
+        return {name: self._count(name) for name in self._routes}
+
+    def _count(self, instance: str) -> SessionCounts:
+        kinds = Counter(session.read_only for session in self._sessions.get(instance, ()) if session.connected)
+        return SessionCounts(read_write=kinds[False], read_only=kinds[True], waiting=self.waiting[instance])
+
+    # --- fences ---------------------------------------------------------------------------------------------------
+
+    def _renew(self, instance: str) -> None:
+        """Make the fence what the instance's route says."""
+        route, fence, now = self._routes.get(instance), self._fences.get(instance), self._clock.now()
+        if fence is not None:
+            # A fence whose time has come is gone even if its renewal lies in this table: it is then a matter of
+            # milliseconds, and must not depend on whether the timer or the table was looked at first.
+            if route is not None and now < fence.until_s and still_valid(route, fence.endpoint, now):
+                fence.until_s = route.expires_at_s
+            else:
+                self._drop(instance, fence)
+                fence = None
+        if route is None:
+            self._cut(instance, tuple(self._sessions.get(instance, ())))
+        elif fence is None and route.primary is not None and now < route.expires_at_s:
+            fence = self._fences[instance] = Fence(route.primary, route.expires_at_s)
+            for session in self._sessions.get(instance, ()):
+                if session.endpoint is not None and same_server(session.endpoint, route.primary):
+                    session.fence = fence
+
+    def _drop(self, instance: str, fence: Fence) -> None:
+        del self._fences[instance]
+        fence.until_s = -math.inf
+        self._cut(instance, [session for session in self._sessions.get(instance, ()) if session.fence is fence])
+
+    def _cut(self, instance: str, doomed: Iterable[Bound]) -> None:
+        count = 0
+        for session in tuple(doomed):
+            session.cut()
+            count += 1
+        if count:
+            log.warning("sessions_cut", instance=instance, sessions=count)
+
+    def _expire(self) -> None:
+        now = self._clock.now()
+        for instance, fence in tuple(self._fences.items()):
+            if now >= fence.until_s:
+                self._drop(instance, fence)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Look again when the next fence ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._fences:
+            first = min(fence.until_s for fence in self._fences.values())
+            wait_s = max(0.0, first - self._clock.now()) + TIMER_GRAIN_S
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._expire)
 
 
 def _log_change(instance: str, before: Route | None, after: Route | None) -> None:

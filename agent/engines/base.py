@@ -133,20 +133,21 @@ class Engine(Protocol):
     async def clone(self, source: PeerMember) -> None:
         """Replace the data directory by a copy of the source's, set up as a replica. The engine is not started."""
 
-    async def rejoin(self, leader: PeerMember) -> str:
+    async def rejoin(self, leader: PeerMember, *, anew: bool = False) -> str:
         """Stop the engine, make its data follow `leader` (rewind, else clone) and start it as replica.
 
-        Returns a sentence of what was done and where the un-replicated tail was saved.
+        `anew`: clone in any case. Returns a sentence of what was done and where the un-replicated tail was saved.
         """
 
     async def start_primary(self) -> None:
-        """Start as primary on the same timeline; data of a replica is started as one and promoted."""
+        """Start as primary on the same timeline; data of a replica is started as one and promoted. Unless the mode is
+        async, commits wait until `apply_sync` names standbys."""
 
     async def start_replica(self, upstream: PeerMember | None) -> None:
         """Start as a replica of `upstream`; None = of nobody, only to replay what is there. One that runs follows it.
 
-        In strict sync and quorum modes its sync set is that of a leader without standbys: should it be promoted,
-        commits wait until `apply_sync` names some.
+        Unless the mode is async its sync set is that of a leader without standbys: should it be promoted, commits wait
+        until `apply_sync` names some.
         """
 
     async def stop(self) -> None:
@@ -159,13 +160,14 @@ class Engine(Protocol):
         """Make the running replica accept writes, on a new timeline. Returns when it does."""
 
     async def follow(self, leader: PeerMember | None) -> None:
-        """Let the running replica stream from `leader`, or from nobody, without a restart."""
+        """Let the running replica stream from `leader` without a restart; None: from nobody, and its position is final
+        when this returns."""
 
     async def checkpoint(self) -> None: ...
 
     async def apply_sync(self, sync: SyncRecord) -> None:
-        """Put the sync set in force; when it returns, every commit acknowledged from now on obeys it. For an engine
-        that does not run, from its start on."""
+        """Put the sync set in force; when it returns, every commit acknowledged from now on obeys it. A start does not
+        remember it."""
 
     async def timeline_forks(self, leader: PeerMember) -> tuple[view.Fork, ...]:
         """The history of the leader's timeline, asked over the replication protocol; `observe` repeats it."""

@@ -28,9 +28,12 @@ class Clone:
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """Make a diverged or former primary data directory follow `leader`: rewind, else clone; then start as replica."""
+    """Make a diverged or former primary data directory follow `leader`: rewind, else clone; then start as replica.
+
+    `anew`: clone in any case, for the numbers of the timelines mean different logs on both sides."""
 
     leader: str
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,7 @@ class Reason(Enum):
     CLONES = "copies the leader's data"
     REJOINS_AS_FORMER = "was primary in an earlier term and rejoins as replica"
     REJOINS_DIVERGED = "has written-ahead log that the leader never had, and rejoins"
+    REJOINS_OTHER_LOG = "has followed a leader that the present one never knew, and copies the data anew"
     REJOINS_BROKEN = "cannot start or stream from what it has, and rejoins"
     STARTS_REPLICA = "starts as replica of the leader"
     FOLLOWS = "turns to the leader"

@@ -35,6 +35,9 @@ def follow(view: View, now: float) -> Decision:
     engine = view.engine
     if view.peer(leader) is None:
         return waits(view, now, Reason.LEADER_UNKNOWN, leader, warning=True)
+    if engine.state is not EngineState.ABSENT and not engine.streaming and _is_another_log(view):
+        rejoin = Rejoin(leader, anew=True)
+        return _from_leader(view, now, rejoin, Reason.REJOINS_OTHER_LOG, str(engine.position))
     match engine.state:
         case EngineState.ABSENT:
             ready = bool(view.instance.ha.system_id)
@@ -76,6 +79,19 @@ def _running(view: View, now: float, leader: str) -> Decision:
     if apart_s >= BROKEN_AFTER_S:
         return _from_leader(view, now, Rejoin(leader), Reason.REJOINS_BROKEN, f"no stream for {int(apart_s)} s")
     return waits(view, now, Reason.CONNECTS, leader, until=view.probed_at + PROBE_EVERY_S)
+
+
+def _is_another_log(view: View) -> bool:
+    """A leader since the last one followed took over without the timeline that the own data is on.
+
+    It made a timeline of its own then, perhaps with the very same number: neither PostgreSQL nor pg_rewind could tell
+    the two logs apart. Only async mode lets that happen, when a leader dies before anybody has followed it.
+    """
+    assert view.instance is not None, "a leader is known"
+    if view.followed_term is None:
+        return False
+    own = view.engine.position.timeline
+    return any(0 < c.timeline < own for c in view.instance.ha.history if c.term > view.followed_term)
 
 
 def _has_diverged(view: View, leader: str) -> bool:

@@ -118,8 +118,12 @@ class Keeper:
 
     def update(self, desired: MemberDesired, secrets: MemberSecrets, view: InstanceView | None) -> None:
         """A new desired state or view was pulled."""
+        before = self.instance.leader if self.instance else None
         self.desired, self.secrets = desired, secrets
         self.instance = view or self.instance
+        if self.instance is not None and self.instance.leader not in (None, before):
+            # Its answer tells how long the new leader may be relied upon: the route waits for that.
+            self.node.kick_heartbeat()
         self.wake()
         self.node.routes_changed()
 

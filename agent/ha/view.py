@@ -113,6 +113,7 @@ class View:
     fenced_at: float = 0.0  # when this agent last fenced the engine; 0 = not since it last ran
     not_streaming_since: float = 0.0  # since when this running replica streams from nobody; 0 = it streams
     streamed_at: float | None = None  # when this replica was last seen streaming from a leader; None = not in this life
+    followed_term: int | None = None  # last term whose log this data is of (led, streamed, copied); kept on disk
     probed_at: float = 0.0  # when the leader was last asked for the history of its timeline
     switchover_since: float = 0.0  # when this agent first saw the present switchover request; 0 = there is none
     sync_sent: SyncRecord | None = None  # last record sent by this life of the agent in this term, however it ended

@@ -33,7 +33,9 @@ PREFERRED_BASE = 27300
 BLOCK = 100  # ports of one demo: the lower ones for instances, those from ETCD_OFFSET on for the parts
 ETCD_OFFSET = 79  # 27379 looks like etcd's own 2379
 INSTANCE_PORTS = 75
-BASES = range(20000, 30000, BLOCK)  # below the ports that kernels give to outgoing connections
+BASES = [
+    base for base in range(20000, 30000, BLOCK) if base != PREFERRED_BASE
+]  # below the ports that kernels give to outgoing connections
 HUB_ADDRESS = "127.0.0.1"
 LOCK = "demo.lock"
 PASS_THROUGH = stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH  # the engines' user must get through, not look around
@@ -155,12 +157,22 @@ class Layout:
         if not self.memory.base_port:
             self.memory.base_port = free_block(PREFERRED_BASE)
             self.save()
+        self._check_ports()
         context = {
             "hubs": [self.operators],
             "token_file": str(self.hub_data / "admin.token"),
             "ca_file": str(self.hub_data / "ca.crt"),
         }
         write_yaml(self.moorctl_config, {"current": "demo", "contexts": {"demo": context}}, mode=0o600)
+
+    def _check_ports(self) -> None:
+        """Those of the parts that are about to start; engines and proxies may still run from before."""
+        ports = self.ports
+        taken = busy([ports.etcd, ports.etcd_peer, ports.agents, ports.operators], [HUB_ADDRESS])
+        taken += busy([ports.peer], [node.address for node in NODES])
+        if taken:
+            hint = "Stop what listens there (ss -ltnp), or start anew on other ports with --reset."
+            raise ConflictError(f"another program uses {', '.join(taken)}", object=str(self.root), hint=hint)
 
     def load(self) -> None:
         try:
@@ -227,18 +239,20 @@ def write_text(path: Path, text: str, *, mode: int) -> None:
 
 def free_block(preferred: int | None = None) -> int:
     """First port of a block in which nothing listens on any of the demo's addresses."""
-    candidates = [base for base in BASES if base != preferred]
-    random.shuffle(candidates)
+    candidates = random.sample(BASES, len(BASES))
     for base in [*([preferred] if preferred else []), *candidates]:
         if not busy(range(base, base + BLOCK)):
             return base
     raise UnavailableError("no free block of 100 ports between 20000 and 30000")
 
 
-def busy(ports: Sequence[int]) -> list[str]:
-    """Addresses among the demo's at which one of the ports cannot be bound."""
+ADDRESSES = (HUB_ADDRESS, *(node.address for node in NODES))
+
+
+def busy(ports: Sequence[int], hosts: Sequence[str] = ADDRESSES) -> list[str]:
+    """Where one of the ports cannot be bound."""
     taken = []
-    for host in (HUB_ADDRESS, *(node.address for node in NODES)):
+    for host in hosts:
         for port in ports:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

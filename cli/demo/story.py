@@ -24,9 +24,9 @@ from cli.demo.layout import BLOCK, Layout, Memory, free_block
 from cli.demo.parts import run_to_end, tail
 from cli.demo.stand import INSTANCE, Stand
 from cli.demo.steps import Steps
-from cli.demo.writer import CREATE, INSERT, SELECT, Writer
+from cli.demo.writer import CREATE, PROBE, SELECT, Writer
 from core.clock import Clock
-from core.errors import MoorageError, NotFoundError, TimedOutError
+from core.errors import EngineError, MoorageError, NotFoundError, TimedOutError
 
 CHECK_WITHIN_S = 170.0
 STEP_WITHIN_S = 60.0
@@ -90,7 +90,7 @@ class Story:
                 encrypted = connection.pgconn.ssl_in_use
             async with asyncio.timeout(STEP_WITHIN_S), await _connected(read_only_uri) as connection:
                 try:
-                    await connection.execute(INSERT, (0,))
+                    await connection.execute(PROBE)
                 except psycopg.errors.ReadOnlySqlTransaction:
                     pass
                 else:
@@ -132,11 +132,12 @@ class Story:
         def judge(page: progress.Page | None, _waited_s: float) -> progress.Verdict:
             if page is None or _term(page) <= term:
                 return progress.NotYet("no new term yet")
-            return (
-                progress.Reached()
-                if page.get("phase") == "Running"
-                else progress.NotYet(progress.worst_condition(page))
-            )
+            members = progress.members_of(page)
+            replicas = {member.get("name") for member in members if member.get("role") == "replica"}
+            well = all(member.get("state") == "running" for member in members)
+            if page.get("phase") == "Running" and well and old in replicas:
+                return progress.Reached()
+            return progress.NotYet(progress.worst_condition(page) or f"{old} is no replica yet")
 
         with self._steps.step(f"{old} comes back as a replica", own_display=True) as step:
             goal = progress.Goal(name=INSTANCE, judge=judge, what="Running")
@@ -223,6 +224,8 @@ async def check(choice: tools.EngineChoice, steps: Steps, clock: Clock, *, keep:
             error.hint = "Run it again with --keep to keep the logs."
         if isinstance(error, TimeoutError):
             raise TimedOutError(f"the check took longer than {CHECK_WITHIN_S:g} s") from error
+        if isinstance(error, psycopg.Error):
+            raise EngineError(f"{type(error).__name__}: {output.plain(error)}", object=INSTANCE) from error
         raise
     await stand.stop()
     with steps.step("clean up") as step:

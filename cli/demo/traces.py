@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from cli.demo.layout import HUB_ADDRESS, NODES, Layout
+from cli.demo.layout import ADDRESSES, NODES, Layout
 
 CONNECT_WITHIN_S = 0.5
 KILLED_WITHIN_S = 5.0
@@ -52,8 +52,7 @@ def _inside(folder: str, root: Path) -> bool:
 def listening(ports: Iterable[int]) -> list[str]:
     """Addresses of the demo at which one of the ports answers."""
     ports = list(ports)
-    hosts = (HUB_ADDRESS, *(node.address for node in NODES))
-    return [f"{host}:{port}" for host in hosts for port in ports if _answers(host, port)]
+    return [f"{host}:{port}" for host in ADDRESSES for port in ports if _answers(host, port)]
 
 
 def _answers(host: str, port: int) -> bool:

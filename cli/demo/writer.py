@@ -21,6 +21,7 @@ STATEMENT_WITHIN_S = 40.0  # above the time the proxy holds a client while there
 RECONNECT_AFTER_S = 0.02
 CREATE = "create table moorage_demo_check (id bigint primary key)"
 INSERT = "insert into moorage_demo_check (id) values (%s)"
+PROBE = "create table moorage_demo_probe (id bigint)"  # refused by a replica, whatever it has replayed so far
 SELECT = "select id from moorage_demo_check"
 
 

@@ -1,8 +1,8 @@
 """A thin asyncio client over etcd's own protocol: what a hub needs, and every trap of it in one place.
 
-- Every call has a deadline. Reads are tried again; so are transactions, because all of ours compare mod_revisions: a
-  repetition of one that took effect unseen does not succeed, and then the values tell whether they are our own.
-- A put to a lease that is gone is LeaseGone, never repeated blindly.
+- Every call has a deadline and goes to a member that is connected (`hub.etcd.members`).
+- Reads are tried again at another member. Of writes only transactions that compare revisions are: `commit` tells how.
+- A put to a lease that is gone is LeaseGone, never repeated.
 - `list` reads all pages at one revision.
 - Mutual TLS with certificate-name users, no tokens: tokens are what breaks clients after an etcd restart.
 
@@ -12,177 +12,183 @@ No other etcd client may be loaded beside it: they register the same protobuf me
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-import grpc
 import grpc.aio
 
 from core.backoff import Backoff
-from core.config import split_host_port
+from core.clock import SystemClock
 from core.errors import UserError
 from hub.etcd import watch
-from hub.etcd.errors import Compacted, EtcdUnavailable, LeaseGone
+from hub.etcd.errors import UNCLEAR, EtcdUnavailable, LeaseGone, is_too_large, translated
 from hub.etcd.keys import prefix_end
-from hub.etcd.options import CHANNEL_OPTIONS
-from hub.etcd.txns import CreatedIs, Delete, DeletePrefix, ModIs, Op, Put, Txn
+from hub.etcd.members import EtcdMember, EtcdMembers, EtcdTls
+from hub.etcd.messages import KeyValue, has_effect, key_bytes, key_value, read_request, txn_request
+from hub.etcd.txns import Delete, Put, Txn
 from hub.etcd.watch import WatchBatch, WatchEvent
-from protos.etcd import kv_pb2, rpc_pb2
-from protos.etcd.rpc_pb2_grpc import KVStub, LeaseStub, WatchStub
+from protos.etcd import rpc_pb2
 
-__all__ = ["Commit", "EtcdClient", "EtcdTls", "KeyValue", "WatchBatch", "WatchEvent"]
+__all__ = ["Commit", "EtcdClient", "EtcdTls", "KeyValue", "Survey", "WatchBatch", "WatchEvent"]
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
+Method = Callable[[EtcdMember], grpc.aio.UnaryUnaryMultiCallable[Req, Res]]
 ATTEMPTS = 4
 PAGE_KEYS = 1000
+READ_KEYS_MAX = 128  # etcd's --max-txn-ops
 KEEPALIVE_TIMEOUT_S = 1.5  # of one renewal: must leave room for another before the lease ends
 METADATA = (("hasleader", "true"),)  # a member that lost its quorum refuses at once instead of hanging
-_RETRIED = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EtcdTls:
-    """PEM files for mutual TLS with etcd."""
-
-    ca: Path
-    cert: Path
-    key: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyValue:
-    """One key as read."""
-
-    key: str
-    value: bytes
-    mod_revision: int
-    create_revision: int
-    lease_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Outcome of a transaction; `revision` is the store's after it."""
+    """Outcome of a transaction.
+
+    `revision` is the one it made if `made_revision`: the mod_revision of all that it put. Else it made none (it failed,
+    or changed nothing), and `revision` is the store's at which it was evaluated.
+    """
 
     succeeded: bool
     revision: int
+    made_revision: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What lies below a prefix, by one linearizable read."""
+
+    revision: int  # of the store, keys of others included
+    newest: int  # the highest mod_revision; 0 when there is no key
+    count: int
 
 
 class EtcdClient:
-    """One connection pool to all members. Raises EtcdUnavailable, LeaseGone, Compacted, UserError (too large)."""
+    """Raises EtcdUnavailable, LeaseGone, Compacted, DeniedError, and UserError for what is too large."""
 
     def __init__(self, endpoints: Sequence[str], *, tls: EtcdTls | None = None, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
-        target = _target(endpoints)
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        else:
-            credentials = grpc.ssl_channel_credentials(
-                tls.ca.read_bytes(), private_key=tls.key.read_bytes(), certificate_chain=tls.cert.read_bytes()
-            )
-            self._channel = grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
-        self._kv = KVStub(self._channel)
-        self._lease = LeaseStub(self._channel)
-        self._watch = WatchStub(self._channel)
+        self._members = EtcdMembers(endpoints, tls=tls, clock=SystemClock())
 
     async def aclose(self) -> None:
-        await self._channel.close()
+        await self._members.aclose()
 
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def get(self, key: str) -> KeyValue | None:
         """Linearizable: nothing that was written before the call is missed."""
-        response = await self._call(self._kv.Range, rpc_pb2.RangeRequest(key=key.encode()))
-        return _key_value(response.kvs[0]) if response.kvs else None
+        response = await self._call(lambda to: to.kv.Range, rpc_pb2.RangeRequest(key=key_bytes(key)))
+        return key_value(response.kvs[0]) if response.kvs else None
 
-    async def newest_change(self, prefix: str) -> int:
-        """The highest mod_revision below the prefix, by a linearizable read; 0 when there is no key."""
-        request = rpc_pb2.RangeRequest(
-            key=prefix.encode(),
-            range_end=prefix_end(prefix),
-            limit=1,
-            keys_only=True,
-            sort_order=rpc_pb2.RangeRequest.DESCEND,
-            sort_target=rpc_pb2.RangeRequest.MOD,
-        )
-        response = await self._call(self._kv.Range, request)
-        return response.kvs[0].mod_revision if response.kvs else 0
+    async def read(self, keys: Iterable[str]) -> tuple[dict[str, KeyValue], int]:
+        """Those of the keys that exist, and the one revision they were read at; linearizable."""
+        found: dict[str, KeyValue] = {}
+        revision = 0
+        wanted = list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), READ_KEYS_MAX):
+            request = read_request(wanted[start : start + READ_KEYS_MAX], revision)
+            response = await self._call(lambda to: to.kv.Txn, request)
+            revision = revision or response.header.revision
+            for one in response.responses:
+                found |= {kv.key: kv for kv in map(key_value, one.response_range.kvs)}
+        return found, revision
 
     async def list(self, prefix: str) -> tuple[list[KeyValue], int]:
         """All keys with the prefix and the one revision they were read at."""
         found: list[KeyValue] = []
         revision = 0
-        start, end = prefix.encode(), prefix_end(prefix)
+        start, end = key_bytes(prefix), prefix_end(prefix)
         while True:
             request = rpc_pb2.RangeRequest(key=start, range_end=end, limit=PAGE_KEYS, revision=revision)
-            response = await self._call(self._kv.Range, request)
+            response = await self._call(lambda to: to.kv.Range, request)
             revision = revision or response.header.revision
-            found += map(_key_value, response.kvs)
+            found += map(key_value, response.kvs)
             if not response.more:
                 return found, revision
             start = response.kvs[-1].key + b"\0"
 
+    async def survey(self, prefix: str) -> Survey:
+        """How much lies below the prefix and how new it is; cheap."""
+        request = rpc_pb2.RangeRequest(
+            key=key_bytes(prefix),
+            range_end=prefix_end(prefix),
+            limit=1,  # `count` counts beyond it
+            keys_only=True,
+            sort_order=rpc_pb2.RangeRequest.DESCEND,
+            sort_target=rpc_pb2.RangeRequest.MOD,
+        )
+        response = await self._call(lambda to: to.kv.Range, request)
+        newest = response.kvs[0].mod_revision if response.kvs else 0
+        return Survey(revision=response.header.revision, newest=newest, count=response.count)
+
+    async def newest_change(self, prefix: str) -> int:
+        """The highest mod_revision below the prefix; 0 when there is no key."""
+        return (await self.survey(prefix)).newest
+
     def watch(self, prefix: str, *, after: int) -> AsyncGenerator[WatchBatch, None]:
         """Every change with a revision above `after`, each exactly once; see `hub.etcd.watch`."""
-        return watch.watch(self._watch, prefix, after=after)
+        return watch.watch(self._members, prefix, after=after)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
     async def commit(self, txn: Txn) -> Commit:
-        """Send the transaction; after an unclear failure send it again and find out whether it had taken effect."""
-        request = _txn_request(txn)
-        unclear = False
-        backoff = Backoff(base_s=0.1, cap_s=1.0, uniform=random.uniform)
-        for attempt in range(1, ATTEMPTS + 1):
+        """Send the transaction. One that compares nothing is sent once. One that compares is sent again after an
+        unclear failure (no answer, a broken connection): once it has taken effect its compares do not hold any more,
+        unless somebody else has undone it.
+
+        If the first sending had taken effect unseen, the next one does not succeed. Then what lies in etcd tells: when
+        every key it puts has its value and lease, and every key it deletes is absent, it is counted as succeeded. This
+        errs to one side: when others changed these keys again in between, a success is told as a failure, which
+        callers answer by looking anew. The other way round it would take somebody else to write the very same bytes.
+        """
+        request = txn_request(txn)
+        attempts = ATTEMPTS if txn.compares else 1
+        backoff = _new_backoff()
+        for attempt in range(1, attempts + 1):
             try:
-                response = await self._kv.Txn(request, timeout=self._timeout_s, metadata=METADATA)
+                response = await self._once(lambda to: to.kv.Txn, request)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _RETRIED or attempt == ATTEMPTS:
-                    raise _translated(error) from error
-                unclear = True
+                if is_too_large(error):
+                    raise _too_large(txn, error) from error
+                if error.code() not in UNCLEAR or attempt == attempts:
+                    raise translated(error) from error
                 await asyncio.sleep(backoff.next_delay())
                 continue
-            succeeded = response.succeeded or (unclear and await self._was_ours(txn))
-            return Commit(succeeded=succeeded, revision=response.header.revision)
+            commit = Commit(
+                succeeded=response.succeeded, revision=response.header.revision, made_revision=has_effect(response)
+            )
+            if commit.succeeded or attempt == 1:
+                return commit
+            return await self._own_write(txn, commit)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _was_ours(self, txn: Txn) -> bool:
-        """Whether what lies in etcd now is what this transaction writes: its first sending took effect."""
-        for op in txn.then:
-            match op:
-                case Put(key=key, value=value, lease_id=lease_id):
-                    found = await self.get(key)
-                    if found is None or found.value != value or found.lease_id != lease_id:
-                        return False
-                case Delete(key=key):
-                    if await self.get(key) is not None:
-                        return False
-                case DeletePrefix():
-                    pass  # deleting what others may since have written anew proves nothing
-        return any(isinstance(op, Put | Delete) for op in txn.then)
+    async def _own_write(self, txn: Txn, refused: Commit) -> Commit:
+        """The outcome of a transaction that was refused after a sending whose fate is unknown."""
+        puts = [op for op in txn.then if isinstance(op, Put)]
+        deletes = [op.key for op in txn.then if isinstance(op, Delete)]  # a prefix may have been filled anew: no proof
+        found, revision = await self.read([*(op.key for op in puts), *deletes])
+        if not (puts or deletes) or any(key in found for key in deletes):
+            return refused
+        for op in puts:
+            there = found.get(op.key)
+            if there is None or there.value != op.value or there.lease_id != op.lease_id:
+                return refused
+        made = max((found[op.key].mod_revision for op in puts), default=0)
+        return Commit(succeeded=True, revision=made or revision, made_revision=made > 0)
 
     async def delete_prefix(self, prefix: str) -> int:
-        """Delete all keys with the prefix; how many there were."""
-        request = rpc_pb2.DeleteRangeRequest(key=prefix.encode(), range_end=prefix_end(prefix))
-        response = await self._call(self._kv.DeleteRange, request)
+        """Delete all keys with the prefix; how many there were. Sent once: a repetition could hit what is newer."""
+        request = rpc_pb2.DeleteRangeRequest(key=key_bytes(prefix), range_end=prefix_end(prefix))
+        response = await self._call(lambda to: to.kv.DeleteRange, request, attempts=1)
         return response.deleted
 
     # --- leases ---------------------------------------------------------------------------------------------------
 
     async def grant(self, ttl_s: int) -> int:
         """A new lease's id. One that was granted unseen expires by itself."""
-        response = await self._call(self._lease.LeaseGrant, rpc_pb2.LeaseGrantRequest(TTL=ttl_s))
+        response = await self._call(lambda to: to.lease.LeaseGrant, rpc_pb2.LeaseGrantRequest(TTL=ttl_s))
         return response.ID
 
     async def keepalive(self, lease_id: int) -> int:
@@ -190,116 +196,73 @@ class EtcdClient:
 
         Not repeated on failure: the caller counts from when it asked, and asks again itself.
         """
-        call = self._lease.LeaseKeepAlive(metadata=METADATA, timeout=KEEPALIVE_TIMEOUT_S)
-        try:
-            await call.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease_id))
-            response = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
-        except asyncio.InvalidStateError as error:
-            raise EtcdUnavailable("the renewal's stream had ended", object="etcd") from error
-        finally:
-            call.cancel()
-        if not isinstance(response, rpc_pb2.LeaseKeepAliveResponse):
+        response = await self._renewed(lease_id)
+        if response is None:
             raise EtcdUnavailable("the renewal's stream ended without an answer", object="etcd")
         if response.TTL <= 0:
             raise LeaseGone("no such lease", object=f"lease {lease_id:x}")
         return response.TTL
 
+    async def _renewed(self, lease_id: int) -> rpc_pb2.LeaseKeepAliveResponse | None:
+        """Etcd's answer to one renewal, on a stream of its own (the protocol has no single call for it)."""
+        member = await self._members.pick()
+        call = member.lease.LeaseKeepAlive(metadata=METADATA, timeout=KEEPALIVE_TIMEOUT_S)
+        try:
+            with self._members.observed(member):
+                await call.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease_id))
+                response = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise translated(error) from error
+        except asyncio.InvalidStateError:  # write() on a call that had ended already
+            return None
+        finally:
+            call.cancel()
+        return response if isinstance(response, rpc_pb2.LeaseKeepAliveResponse) else None
+
     async def time_to_live(self, lease_id: int) -> float:
         """Remaining seconds, 0 when the lease is gone."""
         request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id)
-        response = await self._call(self._lease.LeaseTimeToLive, request)
+        response = await self._call(lambda to: to.lease.LeaseTimeToLive, request)
         return max(0.0, float(response.TTL))
 
     async def revoke(self, lease_id: int) -> None:
         """End the lease and everything that hangs on it; fine when it is gone already."""
         try:
-            await self._call(self._lease.LeaseRevoke, rpc_pb2.LeaseRevokeRequest(ID=lease_id))
+            await self._call(lambda to: to.lease.LeaseRevoke, rpc_pb2.LeaseRevokeRequest(ID=lease_id))
         except LeaseGone:
             return
 
-    # --- the one way to call --------------------------------------------------------------------------------------
+    # --- the ways to call -----------------------------------------------------------------------------------------
 
-    async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Req, Res], request: Req) -> Res:
-        """For what may be repeated without harm."""
-        backoff = Backoff(base_s=0.1, cap_s=1.0, uniform=random.uniform)
-        for attempt in range(1, ATTEMPTS + 1):
+    async def _call(self, method: Method[Req, Res], request: Req, *, attempts: int = ATTEMPTS) -> Res:
+        """More than one attempt is for what may be repeated without harm."""
+        backoff = _new_backoff()
+        for attempt in range(1, attempts + 1):
             try:
-                return await method(request, timeout=self._timeout_s, metadata=METADATA)
+                return await self._once(method, request)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _RETRIED or attempt == ATTEMPTS:
-                    raise _translated(error) from error
+                if error.code() not in UNCLEAR or attempt == attempts:
+                    raise translated(error) from error
                 await asyncio.sleep(backoff.next_delay())
         raise AssertionError("the last attempt returns or raises")
 
-
-def _target(endpoints: Sequence[str]) -> str:
-    """One gRPC target for all members. Addresses are given as they are; a name is left to DNS."""
-    hosts = [split_host_port(endpoint) for endpoint in endpoints]
-    try:
-        versions = {ipaddress.ip_address(host).version for host, _ in hosts}
-    except ValueError:
-        if len(hosts) > 1:
-            raise UserError(
-                "several etcd endpoints must be IP addresses", object="etcd_endpoints", hint="Or give one DNS name."
-            ) from None
-        return f"dns:///{endpoints[0]}"
-    return f"ipv{max(versions)}:" + ",".join(endpoints)
+    async def _once(self, method: Method[Req, Res], request: Req) -> Res:
+        member = await self._members.pick()
+        with self._members.observed(member):
+            return await method(member)(request, timeout=self._timeout_s, metadata=METADATA)
 
 
-def _key_value(kv: kv_pb2.KeyValue) -> KeyValue:
-    return KeyValue(
-        key=kv.key.decode(),
-        value=kv.value,
-        mod_revision=kv.mod_revision,
-        create_revision=kv.create_revision,
-        lease_id=kv.lease,
+def _new_backoff() -> Backoff:
+    return Backoff(base_s=0.1, cap_s=1.0, uniform=random.uniform)
+
+
+def _too_large(txn: Txn, error: grpc.aio.AioRpcError) -> UserError:
+    """What is too large about it, for whoever made the request that led to it."""
+    puts = sorted((op for op in txn.then if isinstance(op, Put)), key=lambda op: len(op.value), reverse=True)
+    size = sum(len(op.value) for op in puts)
+    biggest = f"; the largest is {puts[0].key} with {len(puts[0].value)}" if puts else ""
+    return UserError(
+        f"the change is too large for etcd ({len(txn.then)} keys, {size} bytes{biggest}): {error.details()}",
+        object="etcd",
+        hint="Etcd takes at most 128 keys and 1.5 MiB at once: make several smaller changes.",
     )
-
-
-def _txn_request(txn: Txn) -> rpc_pb2.TxnRequest:
-    return rpc_pb2.TxnRequest(
-        compare=[_compare(compare.key, compare) for compare in txn.compares], success=[_op(op) for op in txn.then]
-    )
-
-
-def _compare(key: str, compare: ModIs | CreatedIs) -> rpc_pb2.Compare:
-    if isinstance(compare, ModIs):
-        return rpc_pb2.Compare(
-            key=key.encode(),
-            target=rpc_pb2.Compare.MOD,
-            result=rpc_pb2.Compare.EQUAL,
-            mod_revision=compare.revision,
-        )
-    return rpc_pb2.Compare(
-        key=key.encode(),
-        target=rpc_pb2.Compare.CREATE,
-        result=rpc_pb2.Compare.EQUAL,
-        create_revision=compare.revision,
-    )
-
-
-def _op(op: Op) -> rpc_pb2.RequestOp:
-    match op:
-        case Put(key=key, value=value, lease_id=lease_id):
-            return rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key.encode(), value=value, lease=lease_id))
-        case Delete(key=key):
-            return rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key.encode()))
-        case DeletePrefix(prefix=prefix):
-            request = rpc_pb2.DeleteRangeRequest(key=prefix.encode(), range_end=prefix_end(prefix))
-            return rpc_pb2.RequestOp(request_delete_range=request)
-
-
-def _translated(error: grpc.aio.AioRpcError) -> Exception:
-    details = error.details() or error.code().name.lower()
-    if "requested lease not found" in details:
-        return LeaseGone("no such lease", object="etcd")
-    if "compacted" in details:
-        return Compacted(0)
-    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-        return UserError(f"etcd refuses the request: {details}", object="etcd")
-    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        hint = "Compact, defragment each member, then disarm the alarm (etcdctl alarm list)."
-        return EtcdUnavailable(details, object="etcd", hint=hint)
-    return EtcdUnavailable(details, object="etcd", hint="See whether etcd runs and its quorum is whole.")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+PING_EVERY_MS = 8_000
+PING_TIMEOUT_MS = 4_000
+FROZEN_NOTICED_WITHIN_S = 15  # what the watch promises of a member that stands still but keeps its connections
+ETCD_MIN_PING_MS = 5_000  # etcd's --grpc-keepalive-min-time: who pings more often is cut off
+
+assert PING_EVERY_MS > ETCD_MIN_PING_MS
+assert PING_EVERY_MS + PING_TIMEOUT_MS < FROZEN_NOTICED_WITHIN_S * 1000 - 1_000  # a second to watch elsewhere
+
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
-    ("grpc.lb_policy_name", "round_robin"),  # all members are used, and a dead one is left at once
-    # A frozen member is noticed after 13 s. keepalive_timeout_ms alone does nothing (68 s): http2.ping_timeout_ms is
-    # the one that is read. Etcd's own floor for client pings is 5 s.
-    ("grpc.keepalive_time_ms", 8_000),
-    ("grpc.keepalive_timeout_ms", 4_000),
-    ("grpc.http2.ping_timeout_ms", 4_000),
+    # One endpoint may be a DNS name for several members: all are used, and a lost connection is made anew at once.
+    ("grpc.lb_policy_name", "round_robin"),
+    # keepalive_timeout_ms alone does nothing (a frozen member was noticed after 68 s): http2.ping_timeout_ms is the one
+    # that is read.
+    ("grpc.keepalive_time_ms", PING_EVERY_MS),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+    # Pings must go on while nothing else does, or a quiet watch on a frozen member hangs.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 64 << 20),  # a page of 5,000 keys of 2 kB exceeds gRPC's 4 MiB
     ("grpc.initial_reconnect_backoff_ms", 200),
-    (
-        "grpc.max_reconnect_backoff_ms",
-        2_000,
-    ),  # the default of 120 s would leave a hub without etcd long after its return
+    # The default of 120 s would leave a hub without etcd long after its return.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_retries", 0),  # what may be repeated is known here, not in the transport
 )

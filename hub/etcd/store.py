@@ -20,19 +20,26 @@ class Store:
         self.mirror = mirror
 
     async def commit(self, txn: txns.Txn) -> bool:
-        """True when it took effect. Either way the mirror shows, on return, at least what the transaction saw."""
+        """True when it took effect. Either way the mirror shows, on return, at least what the transaction met: whoever
+        was refused may look at the mirror and try again at once.
+
+        TimedOutError when the mirror does not get there in time; the transaction may have taken effect all the same.
+        """
         outcome = await self.client.commit(txn)
-        if txn.compares or txn.then:
-            await self.mirror.reached(await self._shown_by(outcome.revision, outcome.succeeded), MIRROR_WITHIN_S)
+        if outcome.made_revision:
+            await self.mirror.reached(outcome.revision, MIRROR_WITHIN_S)
+            return outcome.succeeded
+        # No revision of its own that could be waited for, and the store's counts foreign keys that no watch of ours
+        # brings. So wait for the keys themselves.
+        touched = [compare.key for compare in txn.compares]
+        touched += [op.key for op in txn.then if not isinstance(op, txns.DeletePrefix)]
+        found, revision = await self.client.read(touched)
+        seen = {key: found[key].mod_revision if key in found else 0 for key in touched}
+        await self.mirror.shows(seen, revision, MIRROR_WITHIN_S)
         return outcome.succeeded
 
-    async def _shown_by(self, revision: int, succeeded: bool) -> int:
-        """The revision at which the watch shows it: a success makes its own; of a failure only what lies below our
-        prefix counts, since the store's revision also counts keys of others that the watch never brings."""
-        return revision if succeeded else min(revision, await self.client.newest_change(keys.ROOT))
-
     async def add_event(self, event: Event) -> None:
-        """Append to the events; two of one millisecond do not meet."""
+        """Append to the events; two of one millisecond do not meet. Does not wait for the mirror."""
         key = keys.event(int(event.at * 1000), secrets.token_hex(4))
         await self.client.commit(txns.put_if(key, to_json(event), revision=0))
 

@@ -8,6 +8,10 @@ The traps, each with a test:
 - Compaction and cancellation are errors for the caller, never a stream that hangs.
 - After each break a jittered pause, reset only by an answer.
 - `call.write`/`read` rather than a request iterator: the iterator leaves pending tasks behind at every cancel.
+- `hasleader`: a member that lost its quorum ends the watch, which goes on at another.
+
+A member that stands still is noticed by its channel's pings (`hub.etcd.options`). What no stream can show, a watch that
+stays open and brings nothing, is the mirror's own check to find.
 """
 
 from __future__ import annotations
@@ -17,26 +21,20 @@ import random
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-import grpc
 import grpc.aio
 
 from core.log import EventLog
-from hub.etcd.errors import Compacted, WatchCanceled
+from hub.etcd.errors import UNCLEAR, Compacted, WatchCanceled
 from hub.etcd.keys import prefix_end
+from hub.etcd.members import EtcdMembers
+from hub.etcd.messages import key_bytes, key_text
 from protos.etcd import kv_pb2, rpc_pb2
-from protos.etcd.rpc_pb2_grpc import WatchStub
 
 log = EventLog("hub.watch")
 METADATA = (("hasleader", "true"),)
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 3.0
-_TRANSIENT = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-}
+CREATED_WITHIN_S = 5.0  # etcd confirms a watch at once; later a watch may be quiet for ever
 Call = grpc.aio.StreamStreamCall[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]
 
 
@@ -59,45 +57,60 @@ class WatchBatch:
     events: tuple[WatchEvent, ...]
 
 
-async def watch(stub: WatchStub, prefix: str, *, after: int) -> AsyncGenerator[WatchBatch, None]:
+async def watch(members: EtcdMembers, prefix: str, *, after: int) -> AsyncGenerator[WatchBatch, None]:
     """For ever. Raises Compacted (list again, then watch from there) and WatchCanceled."""
-    pause_s = PAUSE_FIRST_S
+    breaks = 0
     while True:
-        call: Call = stub.Watch(metadata=METADATA)
+        member = await members.pick()
+        call: Call = member.watch.Watch(metadata=METADATA)
         pieces: list[kv_pb2.Event] = []
         try:
-            await call.write(rpc_pb2.WatchRequest(create_request=_create_request(prefix, after)))
+            with members.observed(member):
+                await _create(call, prefix, after)
+            if breaks:
+                log.info("watch_resumed", revision=after, endpoint=member.endpoint, breaks=breaks)
+            breaks = 0
             while isinstance(response := await call.read(), rpc_pb2.WatchResponse):
                 _raise_if_ended(response)
-                pause_s = PAUSE_FIRST_S
-                if response.created:
-                    continue
                 pieces += response.events
                 if response.fragment:
                     continue
                 after = pieces[-1].kv.mod_revision if pieces else max(after, response.header.revision)
                 yield WatchBatch(revision=after, events=tuple(map(_event, pieces)))
                 pieces = []
-        except asyncio.InvalidStateError:
-            pass  # write() on a call that had failed already
+            reason = "etcd ended the stream"
+        except (asyncio.InvalidStateError, TimeoutError) as error:
+            reason = repr(error)  # write() on a call that had failed already, or no confirmation
         except grpc.aio.AioRpcError as error:
-            if error.code() not in _TRANSIENT:
-                raise WatchCanceled(error.details() or error.code().name, object="etcd") from error
-            log.info("watch_interrupted", revision=after, error=error.details())
+            reason = error.details() or error.code().name
+            if error.code() not in UNCLEAR:
+                raise WatchCanceled(reason, object="etcd") from error
         finally:
             call.cancel()
+        if not breaks:
+            log.info("watch_interrupted", revision=after, endpoint=member.endpoint, reason=reason)
+        pause_s = min(PAUSE_FIRST_S * 2.0 ** min(breaks, 32), PAUSE_MAX_S)
         await asyncio.sleep(random.uniform(pause_s / 2, pause_s))
-        pause_s = min(pause_s * 2, PAUSE_MAX_S)
+        breaks += 1
 
 
-def _create_request(prefix: str, after: int) -> rpc_pb2.WatchCreateRequest:
-    return rpc_pb2.WatchCreateRequest(
-        key=prefix.encode(),
+async def _create(call: Call, prefix: str, after: int) -> None:
+    """Ask for the watch and await its confirmation, which says nothing of what was delivered."""
+    request = rpc_pb2.WatchCreateRequest(
+        key=key_bytes(prefix),
         range_end=prefix_end(prefix),
         start_revision=after + 1,
         progress_notify=True,
         fragment=True,
     )
+    async with asyncio.timeout(CREATED_WITHIN_S):
+        await call.write(rpc_pb2.WatchRequest(create_request=request))
+        response = await call.read()
+    if not isinstance(response, rpc_pb2.WatchResponse):
+        raise TimeoutError("the stream ended before the watch was confirmed")
+    _raise_if_ended(response)
+    if not response.created:
+        raise WatchCanceled("etcd answered without confirming the watch", object="etcd")
 
 
 def _raise_if_ended(response: rpc_pb2.WatchResponse) -> None:
@@ -110,7 +123,7 @@ def _raise_if_ended(response: rpc_pb2.WatchResponse) -> None:
 def _event(event: kv_pb2.Event) -> WatchEvent:
     deleted = event.type == kv_pb2.Event.DELETE
     return WatchEvent(
-        key=event.kv.key.decode(),
+        key=key_text(event.kv.key),
         value=None if deleted else event.kv.value,
         mod_revision=event.kv.mod_revision,
         create_revision=event.kv.create_revision,

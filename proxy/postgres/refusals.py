@@ -25,6 +25,10 @@ STARTUP_TIMEOUT = error("08006", "the client did not complete its startup in tim
 TOO_MANY = error("53300", "sorry, too many clients at this proxy already", "Connect to another node's proxy.")
 TLS_REQUIRED = error("28000", "this instance accepts TLS connections only", "Use sslmode=require or stronger.")
 STUFFED = error("08P01", "received unencrypted data after a TLS request")
+TOO_MANY_WAIT = error("53300", "too many clients wait for a primary of this instance already", "Try again later.")
+STOPPING = error("57P03", "the proxy is stopping", "Connect to another node's proxy.")
+# A TLS record, for who has not spoken PostgreSQL at all: fatal alert "handshake_failure".
+TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
 
 
 def malformed(why: str) -> bytes:

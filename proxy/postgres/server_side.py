@@ -9,58 +9,91 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+READY_BYTES = 6
 READY = frozenset(b"Z\0\0\0\x05" + state for state in (b"I", b"T", b"E"))
-MAX_GREETING_BYTES = 64 << 10  # parameters, key and notices before the first ReadyForQuery; more is no server of ours
+TERMINATE = b"X\0\0\0\x04"  # the client's last message
+MAX_GREETING_BYTES = 64 << 10  # of one message before the first ReadyForQuery; more is no server of ours
+MAX_UNASKED_BYTES = 4 << 10  # what a server says to an idle client is short
 NOT_YET = frozenset({"57P01", "57P02", "57P03"})  # going down, crashed, not accepting connections yet
+UNASKED = frozenset(b"NSA")  # notice, parameter status, notification: may come to an idle client
 
 
-def ends_ready(data: bytes) -> bool:
-    """Whether the buffer's last message is ReadyForQuery.
+def ready_state(data: bytes) -> int:
+    """`I`, `T` or `E` (idle, in a transaction, in a failed one) when the buffer ends in ReadyForQuery, else 0.
 
     Other data can end in the same six bytes; then a session that is being cut gets a last message it cannot read,
     before it is closed all the same.
     """
-    return data[-6:] in READY
+    tail = data[-READY_BYTES:]
+    return tail[5] if tail in READY else 0
+
+
+def only_unasked(data: bytes) -> bool:
+    """Whether the buffer is whole messages that do not end a client's idleness. A server's own last word, an error to
+    an idle client, is not among them: it needs none of the proxy's after it."""
+    if len(data) > MAX_UNASKED_BYTES:
+        return False
+    at = 0
+    while at + 5 <= len(data) and data[at] in UNASKED:
+        (length,) = struct.unpack_from("!I", data, at + 1)
+        if length < 4:
+            return False
+        at += 1 + int(length)
+    return at == len(data)
 
 
 @dataclass(slots=True)
 class Greeting:
-    """Reads the server's messages up to the first ReadyForQuery."""
+    """Reads the server's messages up to the first ReadyForQuery.
 
+    `answered` with the first message that says whether the server takes the client: what it offers instead of a newer
+    protocol (`v`) does not.
+    """
+
+    answered: bool = False
     done: bool = False
     refusal: str = ""  # SQLSTATE of an error that came before anything else
     pid: int = 0
     key: bytes = field(default=b"", repr=False)
     _buffer: bytearray = field(default_factory=bytearray)
-    _seen: int = 0
+    _last: int = 0
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether the client could be told something now: a message is whole, and it was no error (which ends it)."""
+        return not self._buffer and self._last != ord("E")
 
     def feed(self, data: bytes | bytearray) -> None:
         """Take what came; does nothing once `done`."""
         if self.done:
             return
         self._buffer += data
-        while len(self._buffer) >= 5:
-            (length,) = struct.unpack_from("!I", self._buffer, 1)
+        at = 0
+        while not self.done and len(self._buffer) - at >= 5:
+            (length,) = struct.unpack_from("!I", self._buffer, at + 1)
             if length < 4 or length > MAX_GREETING_BYTES:
-                self.done = True  # whatever it is, it is the client's to understand
-                return
-            if len(self._buffer) < length + 1:
-                return
-            self._message(self._buffer[0], bytes(self._buffer[5 : length + 1]))
-            del self._buffer[: length + 1]
-            if self.done:
-                return
+                self.answered = self.done = True  # whatever it is, it is the client's to understand
+                break
+            end = at + 1 + length
+            if len(self._buffer) < end:
+                break
+            self._message(self._buffer[at], bytes(self._buffer[at + 5 : end]))
+            at = end
+        del self._buffer[:at]
 
     def _message(self, kind: int, body: bytes) -> None:
+        self._last = kind
+        if kind == ord("v"):
+            return
         if kind == ord("K") and len(body) >= 8:
             (self.pid,) = struct.unpack_from("!I", body)
             self.key = body[4:]
-        elif kind == ord("E") and self._seen == 0:
+        elif kind == ord("E") and not self.answered:
             self.refusal = sqlstate_of(body)
             self.done = True
         elif kind == ord("Z"):
             self.done = True
-        self._seen += 1
+        self.answered = True
 
 
 def sqlstate_of(body: bytes) -> str:

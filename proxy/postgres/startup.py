@@ -1,7 +1,8 @@
 """A client's first words: TLS wish, cancel, or who it wants to be.
 
 The first packets have no type byte: length (of everything, itself included), then a code. A startup packet of the
-server's own limit of 10,000 bytes is all that is ever kept; what claims to be longer is refused before it is read.
+server's own limit is all that is ever kept; what claims to be longer is refused before it is read. Parameters are read
+as the server reads them, so that both understand the same; bytes that are no UTF-8 are the server's to judge.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ import struct
 from dataclasses import dataclass, field
 from enum import Enum
 
-MAX_STARTUP_BYTES = 10_000  # the server's own limit (MAX_STARTUP_PACKET_LENGTH)
+MAX_STARTUP_BYTES = 10_004  # the server's own limit (MAX_STARTUP_PACKET_LENGTH, which does not count the length itself)
 MAX_CANCEL_KEY_BYTES = 256  # protocol 3.2
 SSL_REQUEST = 80877103
 GSSENC_REQUEST = 80877104
 CANCEL_REQUEST = 80877102
 PROTOCOL_MAJOR = 3
+TLS_HANDSHAKE_RECORD = 0x16  # first byte of a ClientHello; of a length it would make 369 MB
+DIRECT_TLS = "TLS without asking first (sslnegotiation=direct) is not spoken here: use sslnegotiation=postgres"
+
+
+@dataclass(frozen=True, slots=True)
+class DirectTls:
+    """A TLS handshake without a request before it."""
 
 
 class Wish(Enum):
@@ -57,11 +65,13 @@ class Malformed:
     why: str
 
 
-First = Wish | Cancel | Startup | Malformed
+First = Wish | Cancel | Startup | DirectTls | Malformed
 
 
 def read_first(buffer: bytes | bytearray) -> tuple[First, int] | None:
     """The first packet of `buffer` and how many bytes it took; None while it is not whole yet."""
+    if buffer[:1] == bytes((TLS_HANDSHAKE_RECORD,)):
+        return DirectTls(), len(buffer)
     if len(buffer) < 4:
         return None
     (length,) = struct.unpack_from("!I", buffer)
@@ -95,20 +105,23 @@ def _cancel(packet: bytes) -> First:
 
 
 def _startup(packet: bytes) -> First:
-    """Pairs of zero-terminated strings, ended by one more zero."""
-    body = packet[8:]
-    if not body.endswith(b"\0"):
-        return Malformed("startup parameters are not terminated")
-    words = body[:-1].split(b"\0")
-    if words and words[-1] == b"":
-        words.pop()
-    if len(words) % 2:
-        return Malformed("a startup parameter has no value")
-    try:
-        texts = [word.decode() for word in words]
-    except UnicodeDecodeError:
-        return Malformed("startup parameters are not UTF-8")
-    parameters = dict(zip(texts[::2], texts[1::2], strict=True))
+    """Pairs of zero-terminated strings, ended by an empty name."""
+    parameters: dict[str, str] = {}
+    at = 8
+    while name := _word(packet, at):
+        value = _word(packet, at + len(name) + 1)
+        if value is None:
+            return Malformed("a startup parameter has no value")
+        parameters[name.decode(errors="replace")] = value.decode(errors="replace")
+        at += len(name) + len(value) + 2
+    if at != len(packet) - 1 or packet[at] != 0:
+        return Malformed("invalid startup packet layout: expected terminator as last byte")
     if not parameters.get("user"):
         return Malformed("no PostgreSQL user name specified in startup packet")
     return Startup(parameters, packet)
+
+
+def _word(packet: bytes, at: int) -> bytes | None:
+    """The zero-terminated string that begins there; None when it is not terminated."""
+    end = packet.find(b"\0", at)
+    return None if end < 0 else packet[at:end]

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+
 from agent.engines.postgres.engine import PostgresEngine
 from agent.ha.view import EngineState
 from core.errors import EngineError, MoorageError
 from core.records import Replication, SyncRecord
 from core.status import Role
-
 from tests.support.postgres import Site, offers
 from tests.support.waiting import eventually
 
@@ -56,9 +56,10 @@ async def test_replica_is_cloned_streams_encrypted_and_is_seen_by_its_primary(si
     await eventually(_replicated(site, "m2", "SELECT count(*) FROM t", 1000), within=10)
     leader = await eventually(primary.observe, lambda e: [s.streaming for s in e.standbys] == [True], within=5)
     assert [standby.member for standby in leader.standbys] == ["m2"]
-    seen = await eventually(replica.observe, lambda e: e.position.lsn >= leader.position.lsn, within=5)
-    assert seen.leader_lsn >= leader.position.lsn
-    assert replica.facts().lag_bytes == 0
+    site.sql("m1", "INSERT INTO t VALUES (0)")
+    leader = await primary.observe()
+    await eventually(replica.observe, lambda e: min(e.position.lsn, e.leader_lsn) >= leader.position.lsn, within=5)
+    await eventually(replica.observe, lambda _: replica.facts().lag_bytes == 0, within=5)
     slots = site.sql("m1", "SELECT slot_name, active FROM pg_replication_slots")
     assert slots == [("moorage_m2", True)]
     if site.offer.tls:
@@ -73,7 +74,7 @@ async def test_replica_without_the_right_certificate_is_refused(any_site: Site) 
     await site.primary(others=("m2",))
     stranger = site.engine("m3")
     stranger.set_peers((site.peer("m1"),))
-    with pytest.raises(MoorageError, match="reject|no pg_hba.conf entry|certificate"):
+    with pytest.raises(MoorageError, match=r"reject|no pg_hba\.conf entry|certificate"):
         await stranger.clone(site.peer("m1"))
     assert (await stranger.observe()).state is EngineState.ABSENT
 
@@ -104,6 +105,27 @@ async def test_promoted_replica_is_followed_by_the_others_without_a_restart(site
     assert [fork.timeline for fork in forks] == [1]
     assert forks[0].lsn.value > 0
     assert (await third.observe()).leader_forks == forks
+
+
+async def test_detached_replica_gets_nothing_more_and_confirms_nothing_more(any_site: Site) -> None:
+    site = any_site
+    primary = await site.primary(others=("m2",))
+    replica = await site.replica("m2")
+    site.introduce("m1", "m2")
+    site.sql("m1", "CREATE TABLE t (n int)")
+    await primary.apply_sync(SyncRecord(mode="sync", k=1, names=("m2",)))
+    await replica.follow(None)
+    final = await replica.observe()
+    assert (final.upstream, final.streaming, final.state) == ("", False, EngineState.RUNNING)
+    with site.connect("m1") as client:
+        commit = asyncio.create_task(asyncio.to_thread(client.execute, "INSERT INTO t VALUES (1)"))
+        done, _ = await asyncio.wait({commit}, timeout=1.0)
+        assert not done
+        assert (await replica.observe()).position == final.position
+        await replica.follow(site.peer("m1"))
+        async with asyncio.timeout(10):
+            await commit
+    await site.streams(replica)
 
 
 async def test_diverged_primary_is_rewound_and_its_tail_is_saved(site: Site) -> None:
@@ -151,6 +173,23 @@ async def test_rewind_that_fails_half_way_ends_in_a_copy_and_keeps_the_old_data(
     assert sentence
 
 
+async def test_member_on_another_log_of_the_same_number_is_cloned_and_its_data_kept(any_site: Site) -> None:
+    site = any_site
+    first, second = await _split_brain_of_the_past(site)
+    await first.start_replica(None)
+    await site.runs(first)
+    await first.promote()
+    assert (await first.observe()).position.timeline == (await second.observe()).position.timeline == 2
+    await first.fence(1.0)
+    sentence = await first.rejoin(site.peer("m2", role=Role.PRIMARY), anew=True)
+    assert "was cloned from m2" in sentence
+    await site.streams(first)
+    await eventually(_replicated(site, "m1", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
+    kept = list(site.paths("m1").root.glob("diverged-*/data/PG_VERSION"))
+    assert len(kept) == 1
+    assert str(kept[0].parent.parent) in sentence
+
+
 async def test_interrupted_rewind_is_never_started_and_the_next_agent_clones(any_site: Site) -> None:
     site = any_site
     first, _ = await _split_brain_of_the_past(site)
@@ -190,7 +229,7 @@ async def test_stopped_replica_that_holds_more_log_than_the_new_leader_is_cut_ba
     first = await site.primary(others=("m2", "m3"))
     second, third = await site.replica("m2"), await site.replica("m3")
     site.introduce("m1", "m2", "m3")
-    site.sql("m1", "CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)", "CHECKPOINT", user="app")
+    site.sql("m1", "CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)")
     await eventually(_replicated(site, "m2", "SELECT count(*) FROM t", 1), within=10)
     await second.fence(1.0)
     site.sql("m1", "INSERT INTO t VALUES (666)")
@@ -347,5 +386,3 @@ def _exists(path: Path) -> Callable[[], Awaitable[bool]]:
         return path.exists()
 
     return look
-
-

@@ -58,6 +58,7 @@ class Memory:
     spent: int = 0
     lease_id: int = 0
     instance: InstanceView | None = None
+    followed_term: int = 0
 
 
 @dataclass(slots=True)
@@ -66,7 +67,6 @@ class Facts:
 
     promised_until: float = 0.0
     vouching: Vouching = field(default_factory=Vouching)
-    asks: int = 0  # numbers the questions to the peers
     all_granted: int = 0  # the last one that everybody granted
     told: LeaderTrust = field(default_factory=LeaderTrust)  # by the hub, about another leader
     asked_peers_at: float = 0.0
@@ -200,8 +200,20 @@ class Agent:
             facts.streamed_at = now
         if running:
             facts.fenced_at = 0.0
+        self._note_followed()
         primary = running and engine.role is Role.PRIMARY
         facts.settling = settle(facts.settling, engine.sync, engine.position.lsn, now) if primary else None
+
+    def _note_followed(self) -> None:
+        """The own data is part of the log of this term: it is led here, or streamed from who leads it."""
+        engine, leader = self.seen, self.instance.leader if self.instance else None
+        term = 0
+        if engine.state is EngineState.RUNNING and engine.role is Role.PRIMARY:
+            term = self.lease.term
+        elif leader is not None and engine.streaming and engine.upstream == leader.member:
+            term = leader.term
+        if term > self.memory.followed_term:
+            self.memory = replace(self.memory, followed_term=term)
 
     def view(self) -> View:
         facts = self.facts
@@ -223,6 +235,7 @@ class Agent:
             fenced_at=facts.fenced_at,
             not_streaming_since=facts.not_streaming_since,
             streamed_at=facts.streamed_at,
+            followed_term=self.memory.followed_term,
             probed_at=facts.probed_at,
             switchover_since=facts.switchover_since,
             sync_sent=facts.sync_sent if facts.sync_sent_in == self.lease.term else None,
@@ -239,8 +252,8 @@ class Agent:
                 self._begin(OperationKind.INITIALISE, self._initialise())
             case do.Clone(source=source):
                 self._begin(OperationKind.CLONE, self._clone(source))
-            case do.Rejoin(leader=leader):
-                self._begin(OperationKind.REJOIN, self._rejoin(leader))
+            case do.Rejoin(leader=leader, anew=anew):
+                self._begin(OperationKind.REJOIN, self._clone(leader) if anew else self._rejoin(leader))
             case do.StartPrimary():
                 self._begin(OperationKind.START, self._start_primary())
             case do.StartReplica(upstream=upstream):
@@ -326,11 +339,16 @@ class Agent:
         yield from self.engine.promote()
 
     def _clone(self, source: str) -> Work:
+        yield from self.engine.stop()
+        term = self._ha().term
         yield from self.engine.clone(self.others[source].engine)
+        self.memory = replace(self.memory, followed_term=max(term, self.memory.followed_term))
         yield from self.engine.start_replica(source)
 
     def _rejoin(self, leader: str) -> Work:
+        term = self._ha().term
         yield from self.engine.rejoin(self.others[leader].engine)
+        self.memory = replace(self.memory, followed_term=max(term, self.memory.followed_term))
         yield from self.engine.start_replica(leader)
 
     def _hand_over(self, action: do.Handover) -> Work:
@@ -435,8 +453,7 @@ class Agent:
     def _ask_peers(self, term: int) -> Work:
         asked_at = self.host.now()
         self.facts.asked_peers_at = asked_at
-        self.facts.asks += 1
-        number, all_granted = self.facts.asks, self.facts.all_granted
+        number, all_granted = int(asked_at * 1000), self.facts.all_granted
         promise_s = self.promise_ttls * self.ttl_s
         answers: list[str] = []
         peers = self.view().peers

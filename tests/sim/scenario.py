@@ -201,6 +201,7 @@ class Scenario:
             self.world.at(min(lasts, begin + TROUBLE_S - self.world.now), end)
         self.world.run(begin + TROUBLE_S + 0.001)
         self.world.note("* peace")
+        self.world.run(self.world.now + Network.SLOW_S)  # what was held up arrives
 
     def _control(self) -> Work:
         """What the controllers do here: mark nodes that no hub hears."""

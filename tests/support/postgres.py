@@ -6,8 +6,10 @@ this user can enter. Nothing is synced to disk: tests kill processes, not the ma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+
 from agent.engines.base import EngineSetup, MemberPaths, OsUser, TlsFiles
 from agent.engines.postgres.engine import PostgresEngine
 from agent.engines.postgres.install import find_engines
@@ -22,8 +25,8 @@ from agent.engines.postgres.process import PROGRAMS
 from agent.ha.view import Engine, EngineState
 from agent.supervise import processes
 from core.clock import SystemClock
-from core.ids import InstanceRef, MemberName, MemberRef
 from core.identity import make_ca, make_csr, new_key_pem, sign_node_csr
+from core.ids import InstanceRef, MemberName, MemberRef
 from core.records import (
     DatabaseDesired,
     EngineOffer,
@@ -35,7 +38,6 @@ from core.records import (
 )
 from core.scram import make_verifier
 from core.status import Role
-
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
@@ -244,7 +246,5 @@ class Site:
 
 
 def _thaw(pid: int) -> None:
-    try:
-        os.kill(pid, 18)  # SIGCONT
-    except ProcessLookupError:
-        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)

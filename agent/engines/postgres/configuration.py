@@ -151,7 +151,7 @@ class Configuration:
 
     def write_sync(self, sync: SyncRecord) -> bool:
         member = self._member
-        text = settings.render_sync(sync, strict=member.strict)
+        text = settings.render_sync(sync)
         return write_owned(member.paths.data / settings.SYNC_FILE, text.encode(), member.setup.run_as)
 
     def sync_file(self) -> str:

@@ -20,7 +20,7 @@ from agent.engines.postgres.process import Postmaster
 from agent.engines.postgres.replication import conninfo_of_walreceiver, copy_from, history, settle_slots
 from agent.engines.postgres.rewind import Rejoin
 from agent.engines.postgres.session import Session
-from agent.engines.postgres.settings import closed_sync, read_sync, sync_setting
+from agent.engines.postgres.settings import closed_sync, sync_setting
 from agent.engines.waiting import until
 from agent.ha.view import Engine, EngineState, Fork
 from agent.supervise.detached import Detached
@@ -35,6 +35,7 @@ PROMOTE_WITHIN_S = 60.0
 CHECKPOINT_WITHIN_S = 600.0
 IN_FORCE_WITHIN_S = 5.0
 STREAM_WAIT_S = 5.0
+NO_RECEIVER_FOR_S = 0.1
 STATEMENT_S = 5.0
 DESTROY_STOP_S = 4.0
 RELEASE_WITHIN_S = 10.0
@@ -95,14 +96,17 @@ class PostgresEngine:
         await self._configuration.write()
         self._member.relabel(begun="", asked_to_end=True)
 
-    async def rejoin(self, leader: PeerMember) -> str:
+    async def rejoin(self, leader: PeerMember, *, anew: bool = False) -> str:
         member = self._member
         member.check_socket_path()
         member.remember_peer(leader)
         await self._postmaster.stop()
         self._configuration.write_credentials()
         job = Rejoin(member, self._control, self._configuration, leader)
-        await job.bring_back()
+        if anew:
+            await job.copy("had log of its own under the number of another's timeline", keep_old=True)
+        else:
+            await job.bring_back()
         why = ""
         if not member.label.begun:
             why = await self._why_useless(leader)
@@ -147,6 +151,7 @@ class PostgresEngine:
             await self.promote()
             return
         member.relabel(upstream="")
+        self._configuration.write_sync(closed_sync(member.desired))
         await self._configuration.write()
         await self._start()
 
@@ -247,12 +252,14 @@ class PostgresEngine:
             await until(promoted, within_s=PROMOTE_WITHIN_S, what="was not promoted", subject=member.subject)
             log.info("engine_promoted", member=member.subject)
             self._observer.leader_forks = ()
+            member.relabel(upstream="")
             try:
-                # At once, not with the next converge: standbys that find no slot try again only after a pause.
+                # At once, not with the next converge: a standby that is refused tries again only after a pause.
+                if await self._configuration.write():
+                    await session.rows("SELECT pg_reload_conf()", within_s=STATEMENT_S)
                 await self._settle_slots(session, primary=True)
-            except MoorageError as error:
-                log.warning("slots_not_settled", member=member.subject, why=words(error))
-        member.relabel(upstream="")
+            except (MoorageError, OSError) as error:
+                log.warning("not_ready_for_standbys", member=member.subject, why=words(error))
         self._begin_checkpoint()
 
     def _begin_checkpoint(self) -> None:
@@ -287,6 +294,26 @@ class PostgresEngine:
         wanted = conninfo_of_walreceiver(member, leader) if leader else ""
         async with member.session(within_s=STATEMENT_S) as session:
             await self._reload_until(session, "primary_conninfo", wanted)
+            if leader is None:
+                await self._await_no_receiver(session)
+
+    async def _await_no_receiver(self, session: Session) -> None:
+        """The startup process ends the receiver when it has read the new setting, and might start one with the old
+        setting before that: so none must be seen for a while."""
+        quiet_since: float | None = None
+
+        async def none_left() -> bool:
+            nonlocal quiet_since
+            row = await session.row(
+                "SELECT count(*) AS receivers FROM pg_stat_activity WHERE backend_type = 'walreceiver'",
+                within_s=STATEMENT_S,
+            )
+            now = self.setup.clock.now()
+            quiet_since = None if row["receivers"] else now if quiet_since is None else quiet_since
+            return quiet_since is not None and now - quiet_since >= NO_RECEIVER_FOR_S
+
+        what = "the stream from the former primary did not end"
+        await until(none_left, within_s=IN_FORCE_WITHIN_S, what=what, subject=self._member.subject)
 
     async def timeline_forks(self, leader: PeerMember) -> tuple[Fork, ...]:
         _, _, forks = await history(self._member, leader)
@@ -299,7 +326,7 @@ class PostgresEngine:
         member, postmaster = self._member, self._postmaster
         member.need_data()
         changed = self._configuration.write_sync(sync)
-        wanted = sync_setting(sync, strict=member.strict)
+        wanted = sync_setting(sync)
         if postmaster.find() is None:
             return
         if postmaster.status != "ready":
@@ -347,7 +374,6 @@ class PostgresEngine:
         changed = await self._configuration.write()
         async with member.session(within_s=roles.STATEMENT_S) as session:
             primary = not await _in_recovery(session)
-            in_force = await _setting(session, "synchronous_standby_names")
             if changed:
                 await session.rows("SELECT pg_reload_conf()", within_s=STATEMENT_S)
             problems = [
@@ -360,9 +386,8 @@ class PostgresEngine:
             if primary:
                 problems += (await roles.Declared(member, session).converge()).problems
         self._observer.roles_problems = tuple(problems)
-        # The same record under a changed `strict` is another setting.
-        sync = read_sync(self._configuration.sync_file(), in_force) if primary else closed_sync(member.desired)
-        await self.apply_sync(sync)
+        if not primary:
+            await self.apply_sync(closed_sync(member.desired))
         return settled
 
     async def _settle_slots(self, session: Session, *, primary: bool) -> bool:

@@ -69,11 +69,6 @@ class Member:
         """Whether this member's engine and tools speak TLS."""
         return self.setup.offer.tls and self.setup.tls_files is not None
 
-    @property
-    def strict(self) -> bool:
-        """Whether a commit must rather wait than be acknowledged by the primary alone."""
-        return self.desired.replication.mode != "async" and self.desired.replication.strict
-
     def peer(self, member: str) -> PeerMember | None:
         return next((peer for peer in self.peers if peer.member == member), None)
 

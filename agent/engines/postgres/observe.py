@@ -41,6 +41,7 @@ SEGMENT_BYTES = 16 << 20  # initdb's default, which is what `initdb` here uses
 _NOT_YET = ("starting up", "shutting down", "not yet accepting", "not accepting connections", "recovery mode")
 _FULL = ("too many clients", "remaining connection slots")
 LACKS_LOG = "the primary no longer has the log this replica needs: it must be cloned anew"
+UNKNOWN_UPSTREAM = "?"  # set to stream from somewhere, but not as it should be: no member is called so
 _ALL_REPLAYED = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")  # the startup process waits for more log
 
 _QUERY = """
@@ -55,6 +56,7 @@ SELECT pg_is_in_recovery() AS recovery,
   current_setting('synchronous_standby_names') AS sync,
   current_setting('primary_conninfo') AS conninfo,
   (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) AS clients,
+  EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS receiving,
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup') AS startup_waits,
   (SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart) AS pending,
   (SELECT row_to_json(r) FROM (SELECT status, received_tli AS timeline, latest_end_lsn::text AS told, conninfo
@@ -221,11 +223,11 @@ class Observer:
         received, replayed = _lsn(row["received"]), _lsn(row["replayed"])
         position = max(received, replayed)
         known.timeline = max(known.timeline, self._timeline(row, receiver, position))
-        self._hear(receiver, known)
+        self._hear(receiver, received, known)
         self.facts = replace(self.facts, lag_bytes=max(0, known.told - replayed) if known.told.value else 0)
         known.caught_up = known.caught_up or receiver is not None or row["startup_waits"] in _ALL_REPLAYED
         upstream = self._upstream(row["conninfo"])
-        streaming = self._streams(receiver, upstream)
+        streaming = self._streams(row, upstream)
         return Engine(
             state=EngineState.RUNNING if known.caught_up else EngineState.STARTING,
             role=Role.REPLICA,
@@ -252,10 +254,11 @@ class Observer:
         return max((int(name[:8], 16) for name in names if len(name) == 24 and name[8:] == suffix), default=0)
 
     @staticmethod
-    def _hear(receiver: dict[str, Any] | None, known: Remembered) -> None:
-        told = _lsn(receiver["told"]) if receiver else Lsn()
-        if receiver is None or not told.value:
+    def _hear(receiver: dict[str, Any] | None, received: Lsn, known: Remembered) -> None:
+        """How far the primary is: by its own word, and at least what came from it."""
+        if receiver is None:
             return
+        told = max(_lsn(receiver["told"]), received)
         if receiver["timeline"] != known.told_timeline:
             known.told, known.told_timeline = told, receiver["timeline"]
         known.told = max(known.told, told)
@@ -263,15 +266,21 @@ class Observer:
     def _upstream(self, conninfo: str) -> str:
         """Whom it is set to stream from, by what is in force: a change not yet reloaded does not count."""
         member, name = self._member, self._member.label.upstream
+        if not conninfo:
+            return ""
         peer = member.peer(name)
         if peer is None:
-            return name  # cannot be compared; nobody has told us of peers yet
-        return name if conninfo == conninfo_of_walreceiver(member, peer) else ""
+            return name or UNKNOWN_UPSTREAM
+        return name if conninfo == conninfo_of_walreceiver(member, peer) else UNKNOWN_UPSTREAM
 
-    def _streams(self, receiver: dict[str, Any] | None, upstream: str) -> bool:
+    def _streams(self, row: Row, upstream: str) -> bool:
+        """Streams from its upstream. Of one that should stream from nobody: still has a receiver, in whatever state."""
+        receiver: dict[str, Any] | None = row["receiver"]
+        peer = self._member.peer(upstream)
+        if not upstream:
+            return bool(row["receiving"])
         if receiver is None or receiver["status"] != "streaming":
             return False
-        peer = self._member.peer(upstream)
         return peer is None or leads_to(receiver["conninfo"] or "", peer)
 
 

@@ -197,7 +197,7 @@ class Postmaster:
                 if await self._ended_within(process, within_s):
                     break
                 log.warning("engine_not_stopped", member=self._member.subject, signal=number.name, after_s=within_s)
-            await self._let_linger()
+            await self._let_linger(LINGER_S)
         await self.sweep(force=True)
 
     async def fence(self, within_s: float) -> None:
@@ -206,7 +206,8 @@ class Postmaster:
         process = self.find()
         if process is not None:
             self._supervisor.send(process, signal.SIGQUIT)
-            await self._ended_within(process, within_s / 2)
+            if await self._ended_within(process, within_s / 2):
+                await self._let_linger(within_s / 4)
         await self.sweep(force=True)
         with contextlib.suppress(OSError):
             self._member.relabel(durable=False, asked_to_end=True)
@@ -219,12 +220,12 @@ class Postmaster:
             return False
         return True
 
-    async def _let_linger(self) -> None:
+    async def _let_linger(self, within_s: float) -> None:
         async def all_gone() -> bool:
             return not processes.running_below(self._member.paths.data, PROGRAMS)
 
         with contextlib.suppress(TimedOutError):
-            await until(all_gone, within_s=LINGER_S, what="leftovers did not end", subject=self._member.subject)
+            await until(all_gone, within_s=within_s, what="leftovers did not end", subject=self._member.subject)
 
     async def sweep(self, *, force: bool = False) -> None:
         """Kill what is left of an engine that has ended, and of tools of an agent before us, unless nothing can be

@@ -109,13 +109,16 @@ async def history(member: Member, peer: PeerMember) -> tuple[str, int, tuple[For
     """System identifier and timeline of a peer, and where each earlier timeline was left."""
     async with remote_session(member, peer, walsender=True) as session:
         system = await session.row("IDENTIFY_SYSTEM", within_s=PEER_ANSWER_S)
-        timeline = int(system["timeline"])
+        system_id, timeline = _text(system["systemid"]), int(system["timeline"])
         if timeline == 1:
-            return str(system["systemid"]), 1, ()
+            return system_id, 1, ()
         told = await session.row(f"TIMELINE_HISTORY {timeline}", within_s=PEER_ANSWER_S)
-    content = told["content"]  # text or bytea, by version
-    text = content if isinstance(content, str) else bytes(content).decode()
-    return str(system["systemid"]), timeline, parse_history(text)
+    return system_id, timeline, parse_history(_text(told["content"]))
+
+
+def _text(value: str | bytes) -> str:
+    """Outside of a database there is no encoding, and psycopg leaves text as bytes."""
+    return value if isinstance(value, str) else bytes(value).decode()
 
 
 def parse_history(text: str) -> tuple[Fork, ...]:

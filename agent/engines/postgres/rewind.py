@@ -72,15 +72,18 @@ class Rejoin:
         member.relabel(begun="")
         self.sentence = f"{how}, now follows {leader.member}{self._where_saved()}"
 
-    async def copy(self, why: str) -> None:
-        """The last way."""
+    async def copy(self, why: str, *, keep_old: bool = False) -> None:
+        """The last way. `keep_old`: the old directory may hold what nobody else has; no fork tells from where on."""
         member, leader = self._member, self._leader
-        keep_at = await self._place_for_old_data() if self._saved is not None else None
+        if keep_old and self._saved is None:
+            self._saved = await self._new_place("whole")
+        keep_at = await self._place_for_old_data()
         await copy_from(member, leader, keep_old_at=keep_at)
         self.sentence = f"{why}, was cloned from {leader.member}{self._where_saved()}"
 
     def _where_saved(self) -> str:
-        return f"; what only it had is kept in {self._saved}" if self._saved else ""
+        kept = self._saved is not None and any(self._saved.iterdir())
+        return f"; what only it had is kept in {self._saved}" if kept else ""
 
     async def _without_copy(self) -> str:
         member, leader = self._member, self._leader
@@ -110,9 +113,7 @@ class Rejoin:
 
     async def _save(self, tail: Tail, control: ControlData) -> None:
         budget = min(SAVED_BYTES_MAX, self._member.desired.disk_bytes // SAVED_DISK_SHARE)
-        at = iso(self._member.setup.clock.wall()).replace(":", "").replace("-", "")[:15]
-        self._saved = self._member.paths.root / f"{SAVED_PREFIX}{at}-timeline{tail.timeline}"
-        await asyncio.to_thread(_drop_oldest, self._member.paths.root, keep=SAVED_KEPT - 1)
+        self._saved = await self._new_place(f"timeline{tail.timeline}")
         copied, left_out = await asyncio.to_thread(self._copy_segments, self._saved, tail, control, budget)
         log.warning(
             "diverged_log_saved",
@@ -123,8 +124,14 @@ class Rejoin:
             commits=tail.commits,
         )
 
+    async def _new_place(self, what: str) -> Path:
+        at = iso(self._member.setup.clock.wall()).replace(":", "").replace("-", "")[:15]
+        place = self._member.paths.root / f"{SAVED_PREFIX}{at}-{what}"
+        await asyncio.to_thread(_drop_oldest, self._member.paths.root, keep=SAVED_KEPT - 1)
+        place.mkdir(mode=0o700, exist_ok=True)
+        return place
+
     def _copy_segments(self, into: Path, tail: Tail, control: ControlData, budget: int) -> tuple[int, int]:
-        into.mkdir(mode=0o700, exist_ok=True)
         names = _segments(self._member.paths.data, tail, control)
         affordable = names[: max(1, budget // control.segment_bytes)]
         for name in affordable:
@@ -137,7 +144,10 @@ class Rejoin:
         if self._saved is None or not member.paths.data.exists():
             return None
         size = await asyncio.to_thread(tree_bytes, member.paths.data)
-        return self._saved / "data" if size <= member.desired.disk_bytes // OLD_DATA_DISK_SHARE else None
+        if size <= member.desired.disk_bytes // OLD_DATA_DISK_SHARE:
+            return self._saved / "data"
+        log.warning("old_data_not_kept", member=member.subject, size_bytes=size)
+        return None
 
     # --- changing ---------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,9 @@ psycopg answers a cancelled query by asking the server to cancel it, over a seco
 engine that is frozen answers neither. So each call runs in a task of its own, and when the deadline passes or the
 caller is cancelled the socket is shut down under it. The task then ends by itself with a connection error that nobody
 waits for; the session is dead from then on.
+
+libpq's connection object is freed only when no call is under way: psycopg's compiled code keeps a pointer to it across
+the wait, and would crash the whole agent.
 """
 
 from __future__ import annotations
@@ -26,8 +29,6 @@ T = TypeVar("T")
 Row = dict[str, Any]
 Query = str | sql.Composable
 
-_severed: set[asyncio.Task[Any]] = set()  # calls whose socket was shut down and whose end nobody waits for
-
 
 class Session:
     """Made by `open`. One call at a time; after any connection error or deadline it is `closed`."""
@@ -35,6 +36,8 @@ class Session:
     def __init__(self, connection: psycopg.AsyncConnection[Row], subject: str) -> None:
         self._connection = connection
         self._subject = subject
+        self._calls: set[asyncio.Task[Any]] = set()  # under way, also those that nobody waits for any more
+        self._dead = False
 
     @staticmethod
     async def open(
@@ -56,7 +59,7 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        return bool(self._connection.closed)
+        return self._dead or bool(self._connection.closed)
 
     async def rows(self, query: Query, parameters: Sequence[object] | None = None, *, within_s: float) -> list[Row]:
         """All rows of the answer, none for a command. EngineError with the server's message when it fails."""
@@ -84,34 +87,44 @@ class Session:
         return rows[0]
 
     async def _bounded(self, work: Coroutine[Any, Any, T], *, within_s: float, what: str) -> T:
+        if self._dead:
+            work.close()
+            raise UnavailableError("the connection to the engine was closed", object=self._subject)
         task = asyncio.get_running_loop().create_task(work, name=f"sql {self._subject}")
+        self._calls.add(task)
+        task.add_done_callback(self._call_ended)
         try:
             await asyncio.wait({task}, timeout=within_s)
         finally:
             if not task.done():
-                self._sever(task)
+                self.close()
         if not task.done():
             raise TimedOutError(f"no answer within {within_s} s to: {what}", object=self._subject)
         return task.result()
 
-    def _sever(self, task: asyncio.Task[Any]) -> None:
-        _severed.add(task)
-        task.add_done_callback(self._severed_ended)
-        with (
-            contextlib.suppress(OSError, psycopg.Error),
-            socket.socket(fileno=os.dup(self._connection.pgconn.socket)) as twin,
-        ):
-            twin.shutdown(socket.SHUT_RDWR)
-
-    def _severed_ended(self, task: asyncio.Task[Any]) -> None:
-        _severed.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at: it is the connection error we caused
-        self.close()
+    def _call_ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        if self._dead:
+            if not task.cancelled():
+                task.exception()  # looked at: it is the connection error we caused
+            self._free()
 
     def close(self) -> None:
-        """At once, without a farewell that a frozen server would not hear."""
-        self._connection.pgconn.finish()
+        """At once, without a farewell that a frozen server would not hear. Calls under way end with an error."""
+        if self._dead:
+            return
+        self._dead = True
+        if self._calls:
+            with (
+                contextlib.suppress(OSError, psycopg.Error),
+                socket.socket(fileno=os.dup(self._connection.pgconn.socket)) as twin,
+            ):
+                twin.shutdown(socket.SHUT_RDWR)
+        self._free()
+
+    def _free(self) -> None:
+        if not self._calls:
+            self._connection.pgconn.finish()
 
 
 def words(error: psycopg.Error) -> str:
@@ -123,7 +136,7 @@ def words(error: psycopg.Error) -> str:
 
 
 def refused(error: psycopg.Error, subject: str) -> UnavailableError:
-    """The same, as an error that keeps the server's SQLSTATE readable for `is_answer`."""
+    """Not let in, in the words of the server or of libpq."""
     return UnavailableError(f"cannot connect to the engine: {words(error)}", object=subject)
 
 

@@ -198,28 +198,27 @@ def quote(value: str) -> str:
 
 
 # --- the sync set ---------------------------------------------------------------------------------------------------
+# What a setting means is told in `agent.ha.syncset`: mode async acknowledges alone, any other without names waits.
 
 
-def sync_setting(sync: SyncRecord, *, strict: bool) -> str:
-    """`synchronous_standby_names` for a sync set. Strict and nobody named: a name that never connects, so that commits
-    wait."""
+def sync_setting(sync: SyncRecord) -> str:
+    """`synchronous_standby_names` for a sync set. Nobody named: a name that never connects, so that commits wait."""
     if sync.mode == "async":
         return ""
     if sync.names and sync.k > 0:
         names = ",".join(f'"{name}"' for name in sync.names)
         return f"ANY {sync.k} ({names})"
-    return f'ANY 1 ("{NOBODY}")' if strict else ""
+    return f'ANY 1 ("{NOBODY}")'
 
 
 def closed_sync(desired: MemberDesired) -> SyncRecord:
-    """The sync set of a leader that has no standbys yet."""
+    """What an engine starts with and is promoted with: but for async mode, commits wait until standbys are named."""
     return SyncRecord(mode=desired.replication.mode)
 
 
-def render_sync(sync: SyncRecord, *, strict: bool) -> str:
+def render_sync(sync: SyncRecord) -> str:
     """The file of its own, with the record for `read_sync`."""
-    setting = quote(sync_setting(sync, strict=strict))
-    return f"{_SYNC_HEADER}{to_json(sync).decode()}\nsynchronous_standby_names = {setting}\n"
+    return f"{_SYNC_HEADER}{to_json(sync).decode()}\nsynchronous_standby_names = {quote(sync_setting(sync))}\n"
 
 
 def read_sync(file_text: str, in_force: str) -> SyncRecord:
@@ -230,7 +229,7 @@ def read_sync(file_text: str, in_force: str) -> SyncRecord:
                 sync = from_json(SyncRecord, line.removeprefix(_SYNC_HEADER).encode(), where=SYNC_FILE)
             except UserError:
                 break
-            if in_force in (sync_setting(sync, strict=True), sync_setting(sync, strict=False)):
+            if in_force == sync_setting(sync):
                 return sync
     return parse_sync(in_force)
 

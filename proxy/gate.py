@@ -1,0 +1,98 @@
+"""What all clients of a process share: the table, the limits, the tasks, and the sums for the report."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from core.clock import Clock
+from core.log import EventLog
+from core.routes import Endpoint
+from proxy.table import Table
+
+log = EventLog("proxy.gate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds, each named where it refuses."""
+
+    clients_max: int = 20_000
+    waiters_max: int = 2_000  # of one instance, held until there is a primary
+    startup_s: float = 15.0  # from connecting to a whole startup packet, TLS handshake included
+
+
+class Guest(Protocol):
+    """A connection from outside, whatever it has become."""
+
+    bytes_in: int
+
+    @property
+    def bytes_out(self) -> int: ...
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is lost when it ends now."""
+
+    def shut_down(self) -> None:
+        """End it, with a word if possible."""
+
+
+class Tasks:
+    """Owner of the tasks that clients cause: keeps them, and sees how they fail."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(
+        self, work: Coroutine[Any, Any, None], name: str, failed: Callable[[], None] = lambda: None
+    ) -> asyncio.Task[None]:
+        """`failed` is called after an unexpected failure, which is logged here."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.unexpected("client_task_failed", error, task=name)
+                failed()
+
+        task.add_done_callback(ended)
+        return task
+
+
+@dataclass(slots=True, kw_only=True)
+class Gate:
+    """One a process."""
+
+    table: Table
+    clock: Clock
+    local_address: str
+    tls: Callable[[], ssl.SSLContext | None]
+    limits: Limits = field(default_factory=Limits)
+    tasks: Tasks = field(default_factory=Tasks)
+    guests: set[Guest] = field(default_factory=set)
+    cancels: dict[tuple[int, bytes], Endpoint] = field(default_factory=dict)  # whose key is it
+    stopping: bool = False  # nobody new gets a server
+    bytes_in: int = 0  # of connections that have ended
+    bytes_out: int = 0
+
+    def gone(self, guest: Guest) -> None:
+        """It has ended, and its bytes count for the whole."""
+        if guest in self.guests:
+            self.guests.discard(guest)
+            self.bytes_in += guest.bytes_in
+            self.bytes_out += guest.bytes_out
+
+    def moved_bytes(self) -> tuple[int, int]:
+        """In from clients, out to clients; connections under way included."""
+        return (
+            self.bytes_in + sum(guest.bytes_in for guest in self.guests),
+            self.bytes_out + sum(guest.bytes_out for guest in self.guests),
+        )

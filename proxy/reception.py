@@ -1,0 +1,208 @@
+"""A client's first seconds: its wish for TLS, a cancel request, or its startup packet, which makes it a `Session`.
+
+Everything here is bounded: one startup packet of bytes, one wish of each kind, and one deadline for it all, the TLS
+handshake included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import cast
+
+from core.log import EventLog
+from proxy.gate import Gate
+from proxy.postgres import refusals
+from proxy.postgres.startup import DIRECT_TLS, Cancel, DirectTls, First, Malformed, Startup, Wish, read_first
+from proxy.session import Session, client_address
+from proxy.sockets import LINGER_S, close_soon
+
+log = EventLog("proxy.reception")
+HIGH_WATER_BYTES = 256 << 10  # towards a client; then its server is not read any more
+MAX_UNREAD_BYTES = 64 << 10  # a startup packet, and what may lie behind it
+ALPN = "postgresql"  # what libpq 17 and later offers inside TLS
+Cancelling = Callable[[str, Cancel, Callable[[], None]], None]  # instance, request, what to do when it is done
+
+
+class Reception(asyncio.Protocol):
+    """Holds a new connection until it is known what it wants."""
+
+    def __init__(self, gate: Gate, cancelling: Cancelling, instance: str, *, read_only: bool) -> None:
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._gate = gate
+        self._cancelling = cancelling
+        self._instance = instance
+        self._read_only = read_only
+        self._transport: asyncio.Transport | None = None
+        self._address = ""
+        self._buffer = bytearray()
+        self._wishes: set[Wish] = set()  # heard so far
+        self._tls = False
+        self._shaking: asyncio.Task[None] | None = None  # the TLS handshake
+        self._deadline: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._ended = False
+
+    @property
+    def idle(self) -> bool:
+        return True
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._address = client_address(self._transport)
+        self._gate.guests.add(self)
+        if not self._address:
+            self._transport.abort()
+        elif len(self._gate.guests) > self._gate.limits.clients_max:
+            self._refuse(refusals.TOO_MANY, "too many clients")
+        else:
+            self._deadline = asyncio.get_running_loop().call_later(self._gate.limits.startup_s, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        self._buffer += data
+        if len(self._buffer) > MAX_UNREAD_BYTES:
+            self._refuse(refusals.malformed("too much data before the startup is complete"), "too much data")
+        elif self._shaking is None:  # else it is the first that came by TLS, and waits for the end of the handshake
+            self._read()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._end()
+        self._gate.gone(self)
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._shaking is not None:
+            self._shaking.cancel()
+
+    # --- first packets --------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        found = read_first(self._buffer)
+        if found is not None:
+            first, used = found
+            del self._buffer[:used]
+            self._take(first)
+
+    def _take(self, first: First) -> None:
+        match first:
+            case Malformed(why=why):
+                self._refuse(refusals.malformed(why), why)
+            case DirectTls():
+                self._refuse(refusals.TLS_ALERT, DIRECT_TLS)
+            case Cancel():
+                self._end()
+                # The client may take the end of its connection for the end of the request, so it ends no sooner.
+                self._cancelling(self._instance, first, self._close)
+            case Wish():
+                self._take_wish(first)
+            case Startup():
+                self._take_startup(first)
+
+    def _take_wish(self, wish: Wish) -> None:
+        """One byte is the answer. Plain bytes behind the wish would be taken as if they had come by TLS
+        (CVE-2021-23214)."""
+        assert self._transport is not None
+        if wish in self._wishes or self._tls:
+            self._refuse(refusals.malformed("a wish was repeated"), "repeated wish")
+            return
+        self._wishes.add(wish)
+        if self._buffer:
+            self._refuse(refusals.STUFFED, "data behind a wish")
+            return
+        route = self._gate.table.route(self._instance)
+        context = self._gate.tls() if wish is Wish.TLS and (route is None or route.client_tls != "off") else None
+        if context is None:
+            self._transport.write(b"N")
+        else:
+            self._shaking = self._gate.tasks.spawn(self._handshake(context), f"tls {self._address}", self._abort)
+
+    async def _handshake(self, context: ssl.SSLContext) -> None:
+        assert self._transport is not None
+        self._transport.write(b"S")
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                self._transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._gate.limits.startup_s,
+                ssl_shutdown_timeout=LINGER_S,
+            )
+        except (OSError, ssl.SSLError) as error:
+            self._gate.table.refused += 1
+            log.info("client_refused", client=self._address, instance=self._instance, why=f"TLS: {error}")
+            self._abort()
+            return
+        if secured is None or self._ended:
+            self._abort()
+            return
+        self._transport, self._tls, self._shaking = secured, True, None
+        self._read()
+
+    def _take_startup(self, startup: Startup) -> None:
+        assert self._transport is not None
+        route = self._gate.table.route(self._instance)
+        if route is not None and route.client_tls == "require" and not self._tls:
+            self._refuse(refusals.TLS_REQUIRED, "TLS required")
+            return
+        self._end()
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        session = Session(
+            self._gate,
+            self._transport,
+            startup,
+            instance=self._instance,
+            read_only=self._read_only,
+            tls=self._tls,
+        )
+        self._gate.guests.discard(self)
+        self._gate.guests.add(session)
+        self._transport.set_protocol(session)
+        self._transport = None
+        session.begin(bytes(self._buffer))
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def shut_down(self) -> None:
+        self._refuse(refusals.STOPPING, "stopping")
+
+    def _too_slow(self) -> None:
+        self._refuse(refusals.STARTUP_TIMEOUT, "startup took too long")
+
+    def _refuse(self, message: bytes, why: str) -> None:
+        """Say no and close; in the middle of a TLS handshake there is no way to say it."""
+        if self._ended:
+            return
+        self._end()
+        self._gate.table.refused += 1
+        log.info("client_refused", client=self._address, instance=self._instance, why=why)
+        if self._transport is None:
+            return
+        if self._shaking is None:
+            self._transport.write(message)
+            self._close()
+        else:
+            self._abort()
+
+    def _end(self) -> None:
+        """Nothing more is read from this client here."""
+        self._ended = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _close(self) -> None:
+        if self._transport is not None and self._linger is None:
+            self._linger = close_soon(self._transport)
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,142 @@
+"""Parts that die at bad moments: nothing is lost, everything converges."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.cluster import Cluster, running_cluster, short_root
+from tests.support.waiting import eventually
+from tests.support.writer import Writer
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def cluster() -> AsyncIterator[Cluster]:
+    async with short_root("resil") as root, running_cluster(root, hubs=2) as running:
+        yield running
+
+
+async def create_without_waiting(cluster: Cluster, name: str, *, replicas: int = 2) -> None:
+    small = ["--memory", "256Mi", "--disk", "1Gi", "--cpu", "0.1", "--mode", "sync"]
+    await cluster.actl("instance", "create", name, "--replicas", str(replicas), "--create-project", *small, "--no-wait")
+
+
+async def member_count(cluster: Cluster, name: str) -> int:
+    return len((await cluster.status(name))["members"])
+
+
+async def drop(cluster: Cluster, name: str) -> None:
+    await cluster.actl("instance", "delete", name, "--yes", "--wait", timeout=90)
+
+
+async def test_etcd_killed_while_an_instance_is_being_created_converges(cluster: Cluster) -> None:
+    await create_without_waiting(cluster, "demo/etcdless")
+    await eventually(lambda: member_count(cluster, "demo/etcdless"), lambda count: count == 3, within=20, every=0.1)
+    cluster.etcd.kill()
+    await cluster.etcd.start()
+    await cluster.await_running("demo/etcdless", within=90)
+    await drop(cluster, "demo/etcdless")
+
+
+async def test_both_hubs_killed_while_an_instance_is_being_created_converges(cluster: Cluster) -> None:
+    await create_without_waiting(cluster, "demo/hubless")
+    await eventually(lambda: member_count(cluster, "demo/hubless"), lambda count: count == 3, within=20, every=0.1)
+    for hub in cluster.hubs:
+        hub.kill()
+    for hub in cluster.hubs:
+        await hub.start()
+    await cluster.await_running("demo/hubless", within=90)
+    await drop(cluster, "demo/hubless")
+
+
+async def test_every_agent_killed_while_an_instance_is_being_created_converges(cluster: Cluster) -> None:
+    await create_without_waiting(cluster, "demo/agentless")
+    await eventually(lambda: member_count(cluster, "demo/agentless"), lambda count: count == 3, within=20, every=0.1)
+
+    async def begun() -> bool:
+        return any(agent.data_root.glob("members/demo.agentless.*/*") for agent in cluster.agents.values())
+
+    await eventually(begun, within=20, every=0.02)
+    for agent in cluster.agents.values():
+        agent.kill()
+    for agent in cluster.agents.values():
+        agent.start()
+    await cluster.await_running("demo/agentless", within=90)
+    await drop(cluster, "demo/agentless")
+
+
+async def test_one_of_two_hubs_dies_and_its_twin_carries_on_with_nothing_lost(cluster: Cluster) -> None:
+    await cluster.create("demo/twins", mode="sync")
+    writer = Writer(await cluster.dsn("demo/twins"))
+    await writer.prepare()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(writer.run())
+
+        async def written() -> int:
+            return len(writer.acknowledged)
+
+        await eventually(written, lambda count: count > 50, within=20)
+        cluster.hubs[0].kill()
+        # The twin must do everything alone: an engine crash is handled through it.
+        old = await cluster.primary_node("demo/twins")
+        os.kill(cluster.postmaster(old, "demo/twins"), signal.SIGKILL)
+        await eventually(
+            lambda: cluster.primary_node("demo/twins"), lambda node: node != old, within=40, every=0.3, what="failover"
+        )
+        count = len(writer.acknowledged)
+        await eventually(written, lambda seen: seen > count + 100, within=20)
+        await cluster.await_running("demo/twins", within=60)
+        writer.stopping.set()
+    assert await writer.lost() == []
+    await cluster.hubs[0].start()
+    await drop(cluster, "demo/twins")
+
+
+async def test_etcd_away_for_a_while_is_not_noticed_by_clients(cluster: Cluster) -> None:
+    await cluster.create("demo/calm", mode="sync")
+    writer = Writer(await cluster.dsn("demo/calm"))
+    await writer.prepare()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(writer.run())
+
+        async def written() -> int:
+            return len(writer.acknowledged)
+
+        await eventually(written, lambda count: count > 50, within=20)
+        cluster.etcd.kill()
+        # The outage itself is the case: longer than the lease.
+        await asyncio.sleep(12)
+        count = len(writer.acknowledged)
+        await cluster.etcd.start()
+        await eventually(written, lambda seen: seen > count + 300, within=30)
+        await cluster.await_running("demo/calm", within=60)
+        writer.stopping.set()
+    assert writer.errors == []
+    assert await writer.lost() == []
+    await drop(cluster, "demo/calm")
+
+
+async def test_a_member_cut_off_while_its_instance_is_deleted_goes_when_its_agent_returns(cluster: Cluster) -> None:
+    await cluster.create("demo/straggler", replicas=2, mode="async")
+    status = await cluster.status("demo/straggler")
+    node = next(member["node"] for member in status["members"] if member["name"] != status["primary"])
+    directory = cluster.member_dir(node, "demo/straggler")
+    cluster.agents[node].kill()
+    await cluster.actl("instance", "delete", "demo/straggler", "--yes", "--no-wait")
+    await eventually(
+        lambda: member_count(cluster, "demo/straggler"), lambda count: count >= 1, within=10, what="deletion waits"
+    )
+    assert directory.exists()
+    cluster.agents[node].start()
+
+    async def gone() -> bool:
+        return not directory.exists() and cluster.ctl_result("instance", "show", "demo/straggler").returncode == 3
+
+    await eventually(gone, within=60, every=0.5, what="the straggler is deleted too")
