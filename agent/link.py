@@ -6,8 +6,9 @@ allowed; retry slowly), ConflictError and so on by the hub's `moorage-code`.
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,7 +77,7 @@ class HubLink:
         """The answer, within `timeout_s`; after a failure to reach this hub the next call goes to another."""
         stub = self._connected()
         try:
-            response = await method(stub)(request, timeout=timeout_s)
+            response = await answer_of(method(stub)(request, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
             if error.code() in _BY_STATUS:
                 raise translate(error) from error
@@ -116,6 +117,18 @@ class HubLink:
         self._hubs.append(self._hubs.pop(0))
         log.info("hub_changed", hub=self._hubs[0])
         await self.reconnect()
+
+
+async def answer_of(call: Awaitable[Res]) -> Res:
+    """The call's answer. Calls that are under way when their channel is closed end as cancelled: for us that is a
+    broken connection, and must not be mistaken for being cancelled ourselves."""
+    try:
+        return await call
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise UnavailableError("the connection was closed", object="hub") from None
 
 
 def translate(error: grpc.aio.AioRpcError) -> MoorageError:

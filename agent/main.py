@@ -115,7 +115,7 @@ class Agent:
                     "certificate": keep_renewed(self.config, self.link, self.clock, self._certificate_renewed),
                 }
                 for name, part in parts.items():
-                    group.create_task(part, name=name)
+                    group.create_task(_for_ever(name, part), name=name)
                 log.info("agent_started", node=self.config.node, hubs=",".join(hub_addresses(self.config)))
         finally:
             await self.peer_server.stop()
@@ -189,6 +189,17 @@ async def halt(config: AgentConfig) -> None:
     await ProxyProcess(config).halt(HALT_PROXY_WITHIN_S)
     if failures:
         raise EngineError("; ".join(failures), object=config.node)
+
+
+async def _for_ever(name: str, part: Coroutine[Any, Any, None]) -> None:
+    """A part that ends, in whatever way but by our own wish, ends the agent: half an agent is worse than none."""
+    try:
+        await part
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+    raise RuntimeError(f"the agent's {name} has ended, which it never should")
 
 
 # --- command line ---------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from agent.link import answer_of
 from core.errors import UnavailableError
 from core.ids import InstanceRef, MemberName, MemberRef
 from core.log import EventLog
@@ -158,8 +159,8 @@ class Peers:
             promise_ms=int(promise_s * 1000),
         )
         try:
-            answer = await self._stub(peer).FailsafePing(request, timeout=timeout_s)
-        except (grpc.aio.AioRpcError, OSError) as error:
+            answer = await answer_of(self._stub(peer).FailsafePing(request, timeout=timeout_s))
+        except (grpc.aio.AioRpcError, UnavailableError, OSError) as error:
             return f"{peer.member} on {peer.node}: {_short(error)}"
         return "" if answer.granted else f"{peer.member} on {peer.node} refuses: {answer.reason}"
 
@@ -167,8 +168,8 @@ class Peers:
         """How far the peer's member is, straight from its agent. UnavailableError when it does not say."""
         request = pb.MemberStatusRequest(id=MemberId(project=ref.project, instance=ref.instance, member=peer.member))
         try:
-            answer = await self._stub(peer).MemberStatus(request, timeout=timeout_s)
-        except (grpc.aio.AioRpcError, OSError) as error:
+            answer = await answer_of(self._stub(peer).MemberStatus(request, timeout=timeout_s))
+        except (grpc.aio.AioRpcError, UnavailableError, OSError) as error:
             raise UnavailableError(f"no answer: {_short(error)}", object=f"{ref}/{peer.member}") from error
         return WalPosition(answer.position.timeline, Lsn(answer.position.lsn))
 

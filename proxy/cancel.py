@@ -35,7 +35,7 @@ class Canceller:
             log.warning("cancel_dropped", instance=instance)
             done()
             return
-        self._gate.tasks.spawn(self._forward(instance, request, done), "cancel")
+        _ = self._gate.tasks.spawn(self._forward(instance, request, done), "cancel")
 
     async def _forward(self, instance: str, request: Cancel, done: Callable[[], None]) -> None:
         known = self._gate.cancels.get((request.pid, request.key))
@@ -43,9 +43,9 @@ class Canceller:
         everywhere = () if route is None else tuple(filter(None, (route.primary, *route.replicas)))
         self._under_way += 1
         try:
-            async with asyncio.TaskGroup() as group:
-                for endpoint in (known,) if known else everywhere:
-                    _ = group.create_task(self._send(endpoint, request), name=f"cancel at {endpoint.member}")
+            await asyncio.gather(
+                *(self._send(endpoint, request) for endpoint in ((known,) if known else everywhere)),
+            )
         finally:
             self._under_way -= 1
             done()

@@ -320,12 +320,13 @@ class Keeper:
         facts.settling = settle(facts.settling, engine.sync, engine.position.lsn, now) if primary else None
 
     def _log(self, decision: Decision) -> None:
-        last = self._decision
-        self._decision = decision
-        if last is None or (last.reason, last.detail) != (decision.reason, decision.detail) or decision.actions:
-            emit = log.warning if decision.severity == "warning" else log.info
-            names = ",".join(type(action).__name__ for action in decision.actions)
-            emit("decided", member=str(self.ref), reason=decision.reason.value, detail=decision.detail, actions=names)
+        """Once for each new decision, not for each repetition of it."""
+        last, self._decision = self._decision, decision
+        if last is not None and _gist(last) == _gist(decision):
+            return
+        emit = log.warning if decision.severity == "warning" else log.info
+        names = ",".join(type(action).__name__ for action in decision.actions)
+        emit("decided", member=str(self.ref), reason=decision.reason.value, detail=decision.detail, actions=names)
 
     # --- what is not leadership ---------------------------------------------------------------------------------------
 
@@ -483,3 +484,7 @@ class Keeper:
     def _might_accept_writes(self) -> bool:
         alive = self.engine.state in (EngineState.RUNNING, EngineState.STARTING, EngineState.UNRESPONSIVE)
         return alive and self.engine.role is not Role.REPLICA and self.operations.kind is not OperationKind.FENCE
+
+
+def _gist(decision: Decision) -> tuple[object, ...]:
+    return decision.reason, decision.detail, tuple(type(action) for action in decision.actions)

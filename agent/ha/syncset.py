@@ -22,8 +22,9 @@ a request that was held up cannot bring back an old claim after the setting has 
 setting is changed only while the record in the view is the very one this agent sent last: an agent that has just
 started sends the present record again first, with a new `seq`, which bars whatever its former life left on the way.
 
-In a setting, mode `async` means: acknowledge alone. Any other mode without names means: acknowledge nothing, wait. Every
-engine starts, and is promoted, with the latter, strict or not: what the record claims must hold from the first commit.
+In a setting, mode `async` means: acknowledge alone. Any other mode without names means: acknowledge nothing, wait.
+Every engine starts, and is promoted, with the latter, strict or not: what the record claims must hold from the first
+commit.
 """
 
 from __future__ import annotations

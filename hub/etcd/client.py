@@ -40,6 +40,7 @@ ATTEMPTS = 4
 PAGE_KEYS = 1000
 READ_KEYS_MAX = 128  # etcd's --max-txn-ops
 KEEPALIVE_TIMEOUT_S = 1.5  # of one renewal: must leave room for another before the lease ends
+LAST_SECOND_S = 0.001  # all that is certain of a lease of which etcd says 0 s
 METADATA = (("hasleader", "true"),)  # a member that lost its quorum refuses at once instead of hanging
 
 
@@ -220,10 +221,12 @@ class EtcdClient:
         return response if isinstance(response, rpc_pb2.LeaseKeepAliveResponse) else None
 
     async def time_to_live(self, lease_id: int) -> float:
-        """Remaining seconds, 0 when the lease is gone."""
+        """Seconds that the lease lasts at least; 0 when it is gone, and more as long as etcd has it."""
         request = rpc_pb2.LeaseTimeToLiveRequest(ID=lease_id)
         response = await self._call(lambda to: to.lease.LeaseTimeToLive, request)
-        return max(0.0, float(response.TTL))
+        # Etcd rounds down, and below 0 for a lease that is over but not yet revoked: only one it does not have lacks a
+        # granted TTL.
+        return max(float(response.TTL), LAST_SECOND_S) if response.grantedTTL else 0.0
 
     async def revoke(self, lease_id: int) -> None:
         """End the lease and everything that hangs on it; fine when it is gone already."""

@@ -15,6 +15,7 @@ TERMINATE = b"X\0\0\0\x04"  # the client's last message
 MAX_GREETING_BYTES = 64 << 10  # of one message before the first ReadyForQuery; more is no server of ours
 MAX_UNASKED_BYTES = 4 << 10  # what a server says to an idle client is short
 NOT_YET = frozenset({"57P01", "57P02", "57P03"})  # going down, crashed, not accepting connections yet
+LAST_OF_GREETING = frozenset(b"ZE")  # ready for queries, or an error, after which the server closes
 UNASKED = frozenset(b"NSA")  # notice, parameter status, notification: may come to an idle client
 
 
@@ -69,7 +70,7 @@ class Greeting:
             return
         self._buffer += data
         at = 0
-        while not self.done and len(self._buffer) - at >= 5:
+        while len(self._buffer) - at >= 5:
             (length,) = struct.unpack_from("!I", self._buffer, at + 1)
             if length < 4 or length > MAX_GREETING_BYTES:
                 self.answered = self.done = True  # whatever it is, it is the client's to understand
@@ -79,6 +80,8 @@ class Greeting:
                 break
             self._message(self._buffer[at], bytes(self._buffer[at + 5 : end]))
             at = end
+            if self._last in LAST_OF_GREETING:
+                break
         del self._buffer[:at]
 
     def _message(self, kind: int, body: bytes) -> None:
@@ -90,9 +93,7 @@ class Greeting:
             self.key = body[4:]
         elif kind == ord("E") and not self.answered:
             self.refusal = sqlstate_of(body)
-            self.done = True
-        elif kind == ord("Z"):
-            self.done = True
+        self.done = kind in LAST_OF_GREETING
         self.answered = True
 
 

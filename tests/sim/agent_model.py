@@ -1,11 +1,13 @@
-"""The agent as the simulator has it: the real `decide`, `LeaseClock`, `may_grant`, `settle` and `route_of` in a shell of
-the same order as `agent.ha.keeper`: gather, decide, carry out, wait.
+"""The agent as the simulator has it: the real `decide`, `LeaseClock`, `may_grant`, `settle` and `route_of` in a shell
+of the same order as `agent.ha.keeper`: gather, decide, carry out, wait.
 
 What it keeps on disk survives its process; deadlines count only in the same boot of the host.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -174,10 +176,8 @@ class Agent:
             self.decision = decision
             self.reasons.add(decision.reason)
             for action in decision.actions:
-                try:
+                with contextlib.suppress(Failure):
                     yield from self._perform(action)
-                except Failure:
-                    pass
             self._report()
             self.routes_changed()
             yield self.process.sleep(TURN_MIN_S)
@@ -495,20 +495,14 @@ class Agent:
 
     def _beats(self) -> Work:
         while True:
-            sent_at, lease_id, hub = self.host.now(), self.lease_id, self.hub
-            pause_s = self.ttl_s * RENEW
+            sent_at, lease_id = self.host.now(), self.lease_id
+            ask = functools.partial(self.hub.heartbeat, self.host.name, lease_id)
             try:
-                answer = yield from self._ask_hub(
-                    lambda reply, hub=hub, lease_id=lease_id: hub.heartbeat(self.host.name, lease_id, reply),  # type: ignore[misc]
-                    HEARTBEAT_TIMEOUT_S,
-                )
-            except Failure:
-                pause_s = RETRY_S
-            else:
-                if isinstance(answer, Failure):
-                    pause_s = RETRY_S
-                else:
-                    pause_s = self._take_beat(answer, lease_id, sent_at)
+                answer = yield from self._ask_hub(ask, HEARTBEAT_TIMEOUT_S)
+            except Failure as failure:
+                answer = failure
+            failed = isinstance(answer, Failure)
+            pause_s = RETRY_S if failed else self._take_beat(answer, lease_id, sent_at)
             self._beat_now.clear()
             yield self._beat_now.wait(pause_s)
 
@@ -560,12 +554,9 @@ class Agent:
 
     def _pulls(self) -> Work:
         while True:
-            hub, known = self.hub, self.instance
+            ask = functools.partial(self.hub.poll, self.instance)
             try:
-                view = yield from self._ask_hub(
-                    lambda reply, hub=hub, known=known: hub.poll(known, reply),  # type: ignore[misc]
-                    POLL_TIMEOUT_S,
-                )
+                view = yield from self._ask_hub(ask, POLL_TIMEOUT_S)
             except Failure:
                 yield self.process.sleep(self.world.rng.uniform(0.1, 1.0))
                 continue

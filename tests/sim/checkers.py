@@ -3,8 +3,8 @@
 - *One writable primary*: at no instant do the proxies' routes lead to two primaries that accept writes, and no write is
   accepted in a term after one of a later term was.
 - *Terms* grow by one with each new leader.
-- *The record is true*: each acknowledged commit is on k of the names on record, at each acknowledgement and at each change
-  of the record; and an engine acknowledges nothing that a later leader does not have (sync and quorum).
+- *The record is true*: each acknowledged commit is on k of the names on record, at each acknowledgement and at each
+  change of the record; and an engine acknowledges nothing that a later leader does not have (sync and quorum).
 - *Nothing acknowledged is lost*: sync and quorum: never. Async: only when another member took over, and then only the
   tail of what the old leader acknowledged.
 - *Logs agree*: a replica that joins a primary has exactly the primary's log so far.

@@ -1,8 +1,8 @@
 """The database engine as the simulator has it: a log of write ids on timelines, streaming, sync commits, rewind, clone.
 
 One entry of the log is ENTRY_BYTES long. What is not flushed yet is lost when the process or the host ends. A replica
-joins a primary by PostgreSQL's rule: the primary's timeline history must contain the replica's position. Whether the logs
-agree then is checked by the simulator itself.
+joins a primary by PostgreSQL's rule: the primary's timeline history must contain the replica's position. Whether the
+logs agree then is checked by the simulator itself.
 """
 
 from __future__ import annotations
@@ -391,12 +391,12 @@ class Engine:
         """The walreceiver's loop."""
         if self._connecting:
             return
-        if self.running and self.data is not None and self.data.standby and self.upstream:
-            if self._source is None or not self._source.open:
-                self._connecting = True
-                self.process.spawn(self._connect(self.upstream), self._connected)
-                return
-        if self.process.alive and self.data is not None and self.data.standby:
+        standby = self.data is not None and self.data.standby
+        connected = self._source is not None and self._source.open
+        if self.running and standby and self.upstream and not connected:
+            self._connecting = True
+            self.process.spawn(self._connect(self.upstream), self._connected)
+        elif self.process.alive and standby:
             self.process.later(RECONNECT_S, self._reconnect)
 
     def _connect(self, upstream: str) -> Work:

@@ -1,4 +1,5 @@
-"""A model of etcd that evaluates the very transactions of `hub.etcd.txns`: revisions, leases, watches, and its troubles.
+"""A model of etcd that evaluates the very transactions of `hub.etcd.txns`: revisions, leases, watches, and its
+troubles.
 
 Troubles that matter here: it is away for a while; its leader changes, which gives every lease its full time again; it
 ends a lease later than it must; and an old leader that hangs on its disk goes on confirming keepalives that its

@@ -184,8 +184,7 @@ def write_ha(s: Scenario, change: Callable[[HaRecord], HaRecord]) -> None:
     assert to_json(next_ha) == s.etcd.store.entries[keys.ha(REF)].value, "nobody else writes in between"
 
 
-ALL = (
-    crash_engine, crash_engine, kill_agent, crash_node, crash_node, freeze_node, freeze_node, freeze_agent, freeze_engine,
-    kill_agent_and_engine, cut_from_hubs, cut_from_hubs, cut_from_members, isolate, isolate, hub_crash, hub_freeze,
-    hub_lags, all_hubs_down, etcd_down, etcd_hangs, lossy_network, slow_network, switchover, switchover, pause,
+ALL = ( crash_engine, crash_engine, kill_agent, crash_node, crash_node, freeze_node, freeze_node, freeze_agent,
+freeze_engine, kill_agent_and_engine, cut_from_hubs, cut_from_hubs, cut_from_members, isolate, isolate, hub_crash,
+hub_freeze, hub_lags, all_hubs_down, etcd_down, etcd_hangs, lossy_network, slow_network, switchover, switchover, pause,
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""The proxy and its clients: writes go where the route says, while the route lasts; an answer passes under the same rule.
+"""The proxy and its clients: writes go where the route says, while the route lasts; an answer passes under the same
+rule.
 
 A proxy is a process of its own: it outlives its agent, and holds to the route's end even when nobody tells it anything.
 """

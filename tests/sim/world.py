@@ -1,8 +1,8 @@
 """The simulated world: one queue of events in true time, hosts with clocks of their own, processes that hang or die.
 
 Everything random comes from one seeded generator and every event has a place in one order, so a seed replays exactly.
-Code in the world is written as generators: `answer = yield something.wait()`; what they wait for calls them back through
-their process, so a dead process never goes on and a paused one (SIGSTOP) goes on when it is resumed.
+Code in the world is written as generators: `answer = yield something.wait()`; what they wait for calls them back
+through their process, so a dead process never goes on and a paused one (SIGSTOP) goes on when it is resumed.
 """
 
 from __future__ import annotations

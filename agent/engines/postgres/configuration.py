@@ -52,9 +52,10 @@ class Configuration:
             self.write_credentials(),
             write_owned(data / "postgresql.conf", text.encode(), owner),
             write_owned(data / "postgresql.auto.conf", b"# ALTER SYSTEM is not used: see postgresql.conf\n", owner),
-            write_owned(data / "pg_hba.conf", self._hba().encode(), owner),
-            write_owned(data / "pg_ident.conf", self._ident().encode(), owner),
         ]
+        if member.peers_told or not self._has_our_access_rules():
+            changed.append(write_owned(data / "pg_hba.conf", self._hba().encode(), owner))
+            changed.append(write_owned(data / "pg_ident.conf", self._ident().encode(), owner))
         return any(changed)
 
     async def _standing(self) -> settings.Standing:
@@ -118,6 +119,12 @@ class Configuration:
         return output.stderr if output.status != 0 else None
 
     # --- access -----------------------------------------------------------------------------------------------------
+
+    def _has_our_access_rules(self) -> bool:
+        try:
+            return (self._member.paths.data / "pg_hba.conf").read_text().startswith(hba.HEADER)
+        except OSError:
+            return False
 
     def _hba(self) -> str:
         member = self._member

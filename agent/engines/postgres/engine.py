@@ -59,7 +59,7 @@ class PostgresEngine:
         self._member.desired, self._member.secrets = desired, secrets
 
     def set_peers(self, peers: tuple[PeerMember, ...]) -> None:
-        self._member.peers = peers
+        self._member.tell_peers(peers)
 
     async def observe(self) -> Engine:
         return await self._observer.observe()
@@ -104,7 +104,7 @@ class PostgresEngine:
         self._configuration.write_credentials()
         job = Rejoin(member, self._control, self._configuration, leader)
         if anew:
-            await job.copy("had log of its own under the number of another's timeline", keep_old=True)
+            await job.copy_anew("had log of its own under the number of another's timeline")
         else:
             await job.bring_back()
         why = ""
@@ -178,6 +178,7 @@ class PostgresEngine:
                 await self.follow(upstream)
             return
         write_owned(member.paths.data / "standby.signal", b"", member.setup.run_as)
+        self._observer.leader_forks = ()
         member.relabel(upstream=upstream.member if upstream else "")
         self._configuration.write_sync(closed_sync(member.desired))
         await self._configuration.write()
@@ -289,6 +290,7 @@ class PostgresEngine:
         member = self._member
         if leader is not None:
             member.remember_peer(leader)
+        self._observer.leader_forks = ()
         member.relabel(upstream=leader.member if leader else "")
         await self._configuration.write()
         wanted = conninfo_of_walreceiver(member, leader) if leader else ""
@@ -382,7 +384,7 @@ class PostgresEngine:
                     "SELECT line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL", within_s=STATEMENT_S
                 )
             ]
-            settled = await self._settle_slots(session, primary=primary)
+            settled = not member.peers_told or await self._settle_slots(session, primary=primary)
             if primary:
                 problems += (await roles.Declared(member, session).converge()).problems
         self._observer.roles_problems = tuple(problems)

@@ -19,6 +19,7 @@ from agent.engines.postgres.member import REPLICATION_USER, SUPERUSER
 
 LOCAL_MAP = "moorage_local"
 NODES_MAP = "moorage_nodes"
+HEADER = "# Written by Moorage, which overwrites changes."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ def render_hba(*, own_address: str, neighbours: Iterable[Neighbour], tls: bool) 
     """pg_hba.conf; the first line that fits decides."""
     neighbours = tuple(neighbours)
     lines = [
-        "# Written by Moorage, which overwrites changes.",
+        HEADER,
         f"local all {SUPERUSER} peer map={LOCAL_MAP}",
         "local all all reject",
     ]
@@ -59,7 +60,7 @@ def _replication(network: str, neighbour: Neighbour, tls: bool) -> list[str]:
 
 def render_ident(*, os_users: Iterable[str], nodes: Iterable[str]) -> str:
     """pg_ident.conf: operating system users that are the superuser, nodes whose certificate may replicate."""
-    lines = ["# Written by Moorage, which overwrites changes."]
+    lines = [HEADER]
     lines += [f'{LOCAL_MAP} "{user}" {SUPERUSER}' for user in dict.fromkeys(os_users) if user]
     lines += [f"{NODES_MAP} {node} {REPLICATION_USER}" for node in dict.fromkeys(nodes)]
     return "\n".join(lines) + "\n"

@@ -49,13 +49,14 @@ class Label:
 
 
 class Member:
-    """Mutable only through `update`, `set_peers` and `relabel`."""
+    """Changed by the engine object alone, which hands on what the agent tells it."""
 
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
         self.desired: MemberDesired = setup.desired
         self.secrets: MemberSecrets = setup.secrets
         self.peers: tuple[PeerMember, ...] = ()
+        self.peers_told = False  # until then access rules and slots stay as they are
         self.paths: MemberPaths = setup.paths
         self.name = setup.desired.member
         self.subject = f"{setup.desired.project}/{setup.desired.instance}/{setup.desired.member}"
@@ -71,6 +72,10 @@ class Member:
 
     def peer(self, member: str) -> PeerMember | None:
         return next((peer for peer in self.peers if peer.member == member), None)
+
+    def tell_peers(self, peers: tuple[PeerMember, ...]) -> None:
+        """All other members."""
+        self.peers, self.peers_told = peers, True
 
     def remember_peer(self, peer: PeerMember) -> None:
         """A peer that was named in a call is known from then on, even if the list came without it."""

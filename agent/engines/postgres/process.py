@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -34,6 +35,7 @@ STOP_FAST_S = 30.0  # the shutdown checkpoint, and standbys that must hear of it
 STOP_IMMEDIATE_S = 5.0
 LINGER_S = 1.0  # the log collector ends by itself when the last writer has
 LOG_TAIL_BYTES = 8192
+EARLY_LOG_BYTES_MAX = 1 << 20  # what is printed before the engine's own log works; a few lines a start
 
 
 class Postmaster:
@@ -121,6 +123,9 @@ class Postmaster:
             run_as=member.setup.run_as,
         )
         self._log_from = self._log_end()
+        with contextlib.suppress(OSError):
+            if launch.output.stat().st_size > EARLY_LOG_BYTES_MAX:
+                os.truncate(launch.output, 0)
         try:
             self._process = self._supervisor.start(launch)
         except OSError as error:

@@ -31,8 +31,10 @@ from agent.engines.postgres.replication import (
     conninfo_of_tools,
     copy_from,
     history,
+    parse_history,
     remote_session,
 )
+from agent.ha.view import Fork
 from core.clock import iso
 from core.errors import EngineError, MoorageError, TimedOutError, words
 from core.log import EventLog
@@ -57,6 +59,7 @@ class Rejoin:
         self._configuration = configuration
         self._leader = leader
         self._saved: Path | None = None
+        self._keep_old = False  # the old directory may hold what nobody else has, and no fork tells from where on
         self.sentence = ""
 
     async def bring_back(self) -> None:
@@ -72,10 +75,15 @@ class Rejoin:
         member.relabel(begun="")
         self.sentence = f"{how}, now follows {leader.member}{self._where_saved()}"
 
-    async def copy(self, why: str, *, keep_old: bool = False) -> None:
-        """The last way. `keep_old`: the old directory may hold what nobody else has; no fork tells from where on."""
+    async def copy_anew(self, why: str) -> None:
+        """Without looking at what is there, which is kept if it is small enough."""
+        self._keep_old = self._member.has_data()
+        await self.copy(why)
+
+    async def copy(self, why: str) -> None:
+        """The last way."""
         member, leader = self._member, self._leader
-        if keep_old and self._saved is None:
+        if self._keep_old and self._saved is None:
             self._saved = await self._new_place("whole")
         keep_at = await self._place_for_old_data()
         await copy_from(member, leader, keep_old_at=keep_at)
@@ -93,9 +101,10 @@ class Rejoin:
         if control.system_id != system_id:
             raise EngineError(f"its data is of another database system than {leader.member}'s")
         mine = control.position.timeline
-        if mine == timeline:
-            return f"was on timeline {timeline} already"
         fork = next((fork.lsn for fork in forks if fork.timeline == mine), None)
+        self._keep_old = fork is None
+        if mine == timeline and self._own_history(mine) in (None, forks):
+            return f"was on timeline {timeline} already"
         if fork is None:
             raise EngineError(f"its timeline {mine} is not in the history of {leader.member}'s timeline {timeline}")
         tail = await tail_after(member.tools, member.paths.data, mine, fork)
@@ -108,6 +117,14 @@ class Rejoin:
             return f"{lost}, which were cut off"
         await self._rewind(timeline)
         return f"{lost} and was rewound to timeline {timeline}"
+
+    def _own_history(self, timeline: int) -> tuple[Fork, ...] | None:
+        """How the own data came to its timeline; None when its history file is not there. Two members that promoted
+        themselves apart may both be on a timeline of the same number."""
+        try:
+            return parse_history((self._member.paths.data / "pg_wal" / f"{timeline:08X}.history").read_text())
+        except (OSError, ValueError):
+            return None
 
     # --- saving -----------------------------------------------------------------------------------------------------
 

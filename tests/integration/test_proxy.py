@@ -1,0 +1,258 @@
+"""Clients of every kind through the real proxy to real PostgreSQL servers."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import psycopg
+import pytest
+
+from proxy.postgres.server_side import sqlstate_of
+from tests.support.proxy import (
+    ADDRESS,
+    APP_PASSWORD,
+    BIN,
+    Proxy,
+    RawClient,
+    Server,
+    Tls,
+    made_tls,
+    query,
+    running_proxy,
+    running_servers,
+    startup_packet,
+)
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.timeout(60)
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[list[Server]]:
+    with running_servers("m1", "m2", "m3") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[Tls]:
+    with made_tls() as made:
+        yield made
+
+
+@pytest.fixture
+async def proxy(tls: Tls) -> AsyncIterator[Proxy]:
+    async with running_proxy(tls) as running:
+        yield running
+
+
+async def value(connection: psycopg.AsyncConnection, statement: str) -> object:
+    row = await (await connection.execute(statement)).fetchone()
+    assert row is not None
+    return row[0]
+
+
+async def answer_to(port: int, data: bytes) -> bytes:
+    """Everything the proxy says to these first bytes, until it closes."""
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(ADDRESS, port)
+        try:
+            writer.write(data)
+            return await reader.read()
+        finally:
+            writer.close()
+
+
+async def backends(server: Server) -> int:
+    return server.backends()
+
+
+# --- clients of every kind ------------------------------------------------------------------------------------------
+
+
+async def test_psql_works(proxy, servers):
+    await proxy.serve(servers[0])
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [str(BIN / "psql"), "-XAtc", "SHOW cluster_name", proxy.dsn(user="app", password=APP_PASSWORD)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "m1"), done.stderr
+
+
+@pytest.mark.parametrize("sslmode", ["disable", "require"])
+async def test_psycopg_works_with_scram(proxy, servers, sslmode):
+    await proxy.serve(servers[0])
+    async with await proxy.connect(user="app", password=APP_PASSWORD, sslmode=sslmode) as connection:
+        assert await value(connection, "SHOW cluster_name") == "m1"
+        assert len(await value(connection, "SELECT repeat('x', 3000000)")) == 3_000_000
+    (event,) = proxy.events("client_connected")
+    assert (event["client"], event["user"], event["tls"]) == (ADDRESS, "app", sslmode == "require")
+
+
+@pytest.mark.parametrize("ssl", ["disable", "require"])
+async def test_asyncpg_works(proxy, servers, ssl):
+    await proxy.serve(servers[0])
+    connection = await asyncpg.connect(
+        host=ADDRESS, port=proxy.rw_port, user="app", password=APP_PASSWORD, database="postgres", ssl=ssl
+    )
+    try:
+        assert await connection.fetchval("SELECT $1::int + 1", 41) == 42
+    finally:
+        await connection.close()
+
+
+async def test_wrong_password_is_the_servers_to_refuse(proxy, servers):
+    await proxy.serve(servers[0])
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        await proxy.connect(user="app", password="wrong")
+
+
+async def test_verify_full_accepts_the_certificate_and_nothing_else(proxy, servers, tls):
+    await proxy.serve(servers[0])
+    async with await proxy.connect(sslmode="verify-full", sslrootcert=tls.ca) as connection:
+        assert connection.pgconn.ssl_in_use
+    with pytest.raises(psycopg.OperationalError, match="certificate"):
+        await proxy.connect(host="localhost", hostaddr=ADDRESS, sslmode="verify-full", sslrootcert=tls.ca)
+
+
+async def test_a_renewed_certificate_is_shown_at_once_and_a_broken_one_is_not(servers, tmp_path):
+    mine = Tls.make(tmp_path)
+    other = Tls.make(Path(tempfile.mkdtemp(dir=tmp_path)))
+    async with running_proxy(mine) as proxy:
+        await proxy.serve(servers[0])
+        async with await proxy.connect(sslmode="verify-full", sslrootcert=mine.ca):
+            pass
+        mine.cert.write_bytes(other.cert.read_bytes())  # does not fit the key
+        async with await proxy.connect(sslmode="verify-full", sslrootcert=mine.ca):
+            pass
+        mine.key.write_bytes(other.key.read_bytes())
+        async with await proxy.connect(sslmode="verify-full", sslrootcert=other.ca):
+            pass
+
+
+async def test_plain_clients_are_refused_where_tls_is_required(proxy, servers):
+    await proxy.serve(servers[0], client_tls="require")
+    with pytest.raises(psycopg.OperationalError, match="accepts TLS connections only"):
+        await proxy.connect(sslmode="disable")
+    async with await proxy.connect(sslmode="prefer") as connection:
+        assert connection.pgconn.ssl_in_use
+
+
+async def test_tls_can_be_switched_off(proxy, servers):
+    await proxy.serve(servers[0], client_tls="off")
+    async with await proxy.connect(sslmode="prefer") as connection:
+        assert not connection.pgconn.ssl_in_use
+    with pytest.raises(psycopg.OperationalError, match="does not support SSL"):
+        await proxy.connect(sslmode="require")
+
+
+async def test_direct_tls_gets_a_tls_alert(proxy, servers):
+    await proxy.serve(servers[0])
+    with pytest.raises(psycopg.OperationalError, match="alert"):
+        await proxy.connect(sslmode="require", sslnegotiation="direct")
+    assert "sslnegotiation" in proxy.events("client_refused")[0]["why"]
+
+
+async def test_addresses_outside_the_allow_list_are_refused(proxy, servers):
+    await proxy.serve(servers[0], allow=("10.0.0.0/8",))
+    with pytest.raises(psycopg.OperationalError, match="allow list"):
+        await proxy.connect()
+
+
+async def test_copy_of_200_mb_each_way_needs_little_memory(proxy, servers):
+    """COPY out stalls half-way: what is under way then must be bounded, not the whole."""
+    await proxy.serve(servers[0])
+    line, lines = b"x" * 1023 + b"\n", 200_000
+    before = proxy.rss_bytes()
+    async with await proxy.connect() as connection:
+        await connection.execute("CREATE TEMP TABLE big (t text)")
+        async with connection.cursor().copy("COPY big FROM STDIN") as copy:
+            for _ in range(lines // 1000):
+                await copy.write(line * 1000)
+        most = proxy.rss_bytes()
+        received = 0
+        async with connection.cursor().copy("COPY big TO STDOUT") as copy:
+            async for chunk in copy:
+                received += len(chunk)
+                if received % (20_000 * 1024) == 0:
+                    await asyncio.sleep(0.02)  # a client slower than the server
+                    most = max(most, proxy.rss_bytes())
+        assert received == lines * 1024
+    assert most - before < 12 * MIB
+
+
+async def test_a_client_that_stops_sending_still_gets_its_answer(proxy, servers):
+    await proxy.serve(servers[0])
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(ADDRESS, proxy.rw_port)
+        writer.write(startup_packet() + query("SELECT 6*7"))
+        writer.write_eof()
+        assert b"\0\x0242" in await reader.read()
+        writer.close()
+    await eventually(lambda: backends(servers[0]), lambda seen: seen == 0, within=5)
+
+
+async def test_both_sides_are_probed_when_idle(proxy, servers):
+    """Timer 2 in /proc/net/tcp is the keepalive timer."""
+    await proxy.serve(servers[0])
+    async with await proxy.connect():
+        port = f"{proxy.rw_port:04X}"
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ours = [row for row in rows if row[1].endswith(f":{port}") and row[3] == "01"]
+        servers_side = [row for row in rows if row[2].endswith(f":{servers[0].port:04X}") and row[3] == "01"]
+        assert [row[5][:2] for row in (*ours, *servers_side)] == ["02", "02"]
+
+
+# --- cancel ---------------------------------------------------------------------------------------------------------
+
+
+async def cancelled(connection: psycopg.AsyncConnection, cancel) -> None:
+    async with asyncio.TaskGroup() as group:
+
+        async def sleep() -> None:
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                await connection.execute("SELECT pg_sleep(30)")
+
+        sleeping = group.create_task(sleep())
+        while not sleeping.done():
+            await cancel()
+            await asyncio.wait({sleeping}, timeout=0.2)
+
+
+async def test_cancel_reaches_the_right_server(proxy, servers):
+    m1, m2, m3 = servers
+    await proxy.serve(m1, replicas=(m2.endpoint, m3.endpoint))
+    for read_only in (False, True):
+        async with await proxy.connect(read_only=read_only, sslmode="require") as connection:
+            await cancelled(connection, connection.cancel_safe)
+            assert await value(connection, "SELECT 1") == 1
+
+
+async def test_cancel_through_another_proxy_reaches_the_right_server(proxy, servers, tls):
+    m1, m2, _ = servers
+    await proxy.serve(m1, replicas=(m2.endpoint,))
+    async with running_proxy(tls) as other:
+        await other.serve(m1, replicas=(m2.endpoint,))
+        client = await RawClient.connect(proxy.rw_port)
+        client.send(query("SELECT pg_sleep(30)"))
+        request = struct.pack("!II", 12 + len(client.key), 80877102) + struct.pack("!I", client.pid) + client.key
+        await eventually(
+            lambda: asleep(m1), lambda seen: seen == 1, within=5, what="the query runs, and can be cancelled"
+        )
+        assert await answer_to(other.rw_port, request) == b""
+        messages = await client.until("Z")
+        assert [sqlstate_of(body) for kind, body in messages if kind == "E"] == ["57014"]
+        client.close()
+
+
+async def asleep(server: Server) -> int:
+    return int(server.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
