@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import socket
 from pathlib import Path
 
 from core.log import EventLog
@@ -30,12 +31,19 @@ class Control:
         self._inode = 0  # of our socket: a successor's is not ours to remove
 
     async def start(self) -> None:
-        """OSError when the socket cannot be made."""
-        self._path.unlink(missing_ok=True)
+        """OSError when the socket cannot be made. It appears under its name when it takes connections, not before."""
+        unready = self._path.with_name(f"{self._path.name}.new")
+        unready.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MAX_LINE_BYTES)
-            self._inode = self._path.stat().st_ino
+            sock.bind(str(unready))
+            self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE_BYTES)
+            self._inode = unready.stat().st_ino
+            unready.rename(self._path)
+        except BaseException:
+            sock.close()
+            raise
         finally:
             os.umask(mask)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,11 +11,12 @@ import pytest
 import pytest_asyncio
 
 from hub.etcd import txns
-from hub.etcd.client import EtcdClient, WatchBatch
+from hub.etcd.client import EtcdClient
 from hub.etcd.errors import Compacted
 from tests.support.etcd import EtcdProcess
 from tests.support.logs import logged_by
 from tests.support.waiting import eventually
+from tests.support.watched import watching, write
 from tests.support.wire import Wire
 
 _numbers = itertools.count(1)
@@ -56,64 +55,8 @@ def prefix() -> str:
     return f"/moorage/test/{next(_numbers)}/"
 
 
-class Watched:
-    """All that a watch has told."""
-
-    def __init__(self) -> None:
-        self.batches: list[WatchBatch] = []
-
-    @property
-    def events(self):
-        return [event for batch in self.batches for event in batch.events]
-
-    @property
-    def revision(self) -> int:
-        return self.batches[-1].revision if self.batches else 0
-
-    def has(self, count: int):
-        async def look() -> int:
-            return len(self.events)
-
-        return eventually(look, lambda seen: seen >= count, within=20, what=f"{count} events")
-
-
-@asynccontextmanager
-async def watching(client: EtcdClient, prefix: str, *, after: int) -> AsyncIterator[Watched]:
-    watched = Watched()
-
-    async def follow() -> None:
-        stream = client.watch(prefix, after=after)
-        try:
-            async for batch in stream:
-                watched.batches.append(batch)
-        finally:
-            await stream.aclose()
-
-    task = asyncio.ensure_future(follow())
-    try:
-        yield watched
-        assert not task.done(), f"the watch has ended: {task}"
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def write(client: EtcdClient, prefix: str, count: int, *, size: int = 1) -> list[int]:
-    """So many changes, each a revision of its own, in eight at a time; the revisions in order."""
-
-    async def some(first: int) -> list[int]:
-        puts = (txns.put_if(f"{prefix}{number:05d}", b"x" * size, revision=0) for number in range(first, count, 8))
-        return [(await client.commit(one)).revision for one in puts]
-
-    return sorted(itertools.chain(*await asyncio.gather(*map(some, range(8)))))
-
-
 async def compact(etcd: EtcdProcess, revision: int) -> None:
     assert await etcd.ctl("compaction", str(revision)) == 0
-
-
-def revisions(watched: Watched) -> list[int]:
-    return [event.mod_revision for event in watched.events]
 
 
 async def test_puts_deletions_and_leases_are_told_as_they_are(client, prefix):
@@ -141,14 +84,14 @@ async def test_history_is_told_from_where_it_was_asked_for(client, prefix):
     written = await write(client, prefix, 10)
     async with watching(client, prefix, after=written[3]) as watched:
         await watched.has(6)
-    assert revisions(watched) == written[4:]
+    assert watched.revisions == written[4:]
 
 
 async def test_a_batch_in_fragments_is_told_whole(client, prefix):
     written = await write(client, prefix, 40, size=100_000)
     async with watching(client, prefix, after=written[0] - 1) as watched:
         await watched.has(40)
-        assert revisions(watched) == written
+        assert watched.revisions == written
     [first, *_] = watched.batches
     assert sum(len(event.value or b"") for event in first.events) > FRAGMENT_BYTES
 
@@ -161,7 +104,7 @@ async def test_a_connection_that_is_cut_during_catch_up_gives_each_event_once(cl
         await watched.has(len(written))
         last = (await client.commit(txns.put_if(f"{prefix}last", b"v", revision=0))).revision
         await watched.has(len(written) + 1)
-    assert revisions(watched) == [*written, last]
+    assert watched.revisions == [*written, last]
     assert wire.connections == 5
     assert [batch.revision for batch in watched.batches] == sorted({batch.revision for batch in watched.batches})
 
@@ -175,7 +118,7 @@ async def test_a_connection_that_is_cut_while_nothing_happens_loses_nothing(clie
             wire.cut()
             written.append((await client.commit(txns.put_if(f"{prefix}+{number}", b"v", revision=0))).revision)
             await watched.has(len(written))
-    assert revisions(watched) == written
+    assert watched.revisions == written
 
 
 async def test_it_survives_that_the_only_member_is_killed_and_started_again(prefix):
@@ -189,7 +132,7 @@ async def test_it_survives_that_the_only_member_is_killed_and_started_again(pref
                 await etcd.start()
                 written += await write(client, f"{prefix}more/", 50)
                 await watched.has(100)
-            assert revisions(watched) == written
+            assert watched.revisions == written
             assert [event for event, _ in logged] == ["watch_interrupted", "watch_resumed"], "an outage is told once"
         await client.aclose()
 
@@ -204,7 +147,7 @@ async def test_history_that_was_compacted_raises(client, etcd, prefix):
     assert lost.value.revision == written[3]
     async with watching(client, prefix, after=written[3]) as watched:
         await watched.has(1)
-    assert revisions(watched) == written[4:]
+    assert watched.revisions == written[4:]
 
 
 async def test_history_that_was_compacted_while_the_connection_was_cut_raises(client, through, wire, etcd, prefix):
@@ -217,8 +160,7 @@ async def test_history_that_was_compacted_while_the_connection_was_cut_raises(cl
     await compact(etcd, written[-1])
     with pytest.raises(Compacted):
         async with asyncio.timeout(10):
-            while True:
-                await anext(stream)
+            [_ async for _ in stream]
 
 
 async def test_a_quiet_prefix_does_not_fall_behind_compaction(prefix):
@@ -237,7 +179,7 @@ async def test_a_quiet_prefix_does_not_fall_behind_compaction(prefix):
             wire.cut()
             last = (await client.commit(txns.put_if(f"{prefix}a", b"v", revision=0))).revision
             await watched.has(1)
-            assert revisions(watched) == [last]
+            assert watched.revisions == [last]
         await client.aclose()
         await through.aclose()
 

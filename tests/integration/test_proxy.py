@@ -26,7 +26,6 @@ from tests.support.proxy import (
     query,
     running_proxy,
     running_servers,
-    startup_packet,
 )
 from tests.support.waiting import eventually
 
@@ -192,12 +191,11 @@ async def test_copy_of_200_mb_each_way_needs_little_memory(proxy, servers):
 
 async def test_a_client_that_stops_sending_still_gets_its_answer(proxy, servers):
     await proxy.serve(servers[0])
-    async with asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection(ADDRESS, proxy.rw_port)
-        writer.write(startup_packet() + query("SELECT 6*7"))
-        writer.write_eof()
-        assert b"\0\x0242" in await reader.read()
-        writer.close()
+    client = await RawClient.connect(proxy.rw_port)
+    client.send(query("SELECT pg_sleep(0.2), 6*7"))
+    client.writer.write_eof()
+    assert b"\0\x0242" in await client.rest()
+    client.close()
     await eventually(lambda: backends(servers[0]), lambda seen: seen == 0, within=5)
 
 

@@ -207,6 +207,7 @@ class Proxy:
     ro_port: int = field(default_factory=free_port)
     seq: int = 0
     process: subprocess.Popen[bytes] | None = None
+    _routes: tuple[Route, ...] = ()
     _control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     @property
@@ -238,7 +239,12 @@ class Proxy:
     async def send(self, *routes: Route) -> ProxyReport:
         """A table; its report."""
         self.seq += 1
+        self._routes = routes
         return await self.send_line(encode(RouteTable(seq=self.seq, routes=routes)))
+
+    async def again(self) -> ProxyReport:
+        """The same table once more, for its report."""
+        return await self.send(*self._routes)
 
     async def send_line(self, line: bytes) -> ProxyReport:
         async with asyncio.timeout(10):
@@ -352,9 +358,13 @@ class RawClient:
     key: bytes = b""
 
     @classmethod
+    async def open(cls, port: int) -> RawClient:
+        return cls(*await asyncio.open_connection(ADDRESS, port))
+
+    @classmethod
     async def connect(cls, port: int) -> RawClient:
         """Until the server is ready for queries."""
-        client = cls(*await asyncio.open_connection(ADDRESS, port))
+        client = await cls.open(port)
         client.writer.write(startup_packet())
         for kind, body in await client.until("Z"):
             if kind == "K":

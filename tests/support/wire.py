@@ -40,6 +40,11 @@ class Wire:
         for connection in tuple(self._connected):
             connection.cut()
 
+    @property
+    def open_streams(self) -> int:
+        """Calls that are being answered: a watch that is confirmed, for one."""
+        return sum(len(connection.open) for connection in self._connected)
+
     def mute(self) -> int:
         """How many streams fell silent."""
         for connection in self._connected:

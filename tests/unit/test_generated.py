@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.support.protos import ROOT, generate
+from tests.support.reference import pages
 
 
 def test_generated_protos_are_not_stale(tmp_path: Path) -> None:
@@ -20,3 +21,9 @@ def test_generated_protos_are_not_stale(tmp_path: Path) -> None:
 def test_protos_are_lint_clean() -> None:
     result = subprocess.run(["buf", "lint"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_generated_reference_is_not_stale() -> None:
+    for name, text in pages().items():
+        kept = ROOT / "docs" / "reference" / name
+        assert kept.read_text() == text, f"{kept}: run ./dev docs"

@@ -96,19 +96,21 @@ class Rejoin:
     async def _without_copy(self) -> str:
         member, leader = self._member, self._leader
         member.need_data()
+        self._keep_old = True
         system_id, timeline, forks = await history(member, leader)
         control = await self._control.read()
         if control.system_id != system_id:
             raise EngineError(f"its data is of another database system than {leader.member}'s")
         mine = control.position.timeline
         fork = next((fork.lsn for fork in forks if fork.timeline == mine), None)
-        self._keep_old = fork is None
         if mine == timeline and self._own_history(mine) in (None, forks):
+            self._keep_old = False
             return f"was on timeline {timeline} already"
         if fork is None:
             raise EngineError(f"its timeline {mine} is not in the history of {leader.member}'s timeline {timeline}")
         tail = await tail_after(member.tools, member.paths.data, mine, fork)
         if tail is None:
+            self._keep_old = False
             return f"had nothing past {fork}, where timeline {mine} was left"
         await self._save(tail, control)
         lost = f"had {tail.commits} commits in {tail.end - tail.start} bytes of log past {fork} on timeline {mine}"

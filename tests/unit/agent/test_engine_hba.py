@@ -1,0 +1,81 @@
+"""Who may connect to an engine: evaluated as the server does, first line that fits."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from agent.engines.postgres.hba import Neighbour, render_hba, render_ident
+
+N2 = Neighbour(node="n2", address="10.0.0.2", tls=True)
+N3 = Neighbour(node="n3", address="10.0.0.3", tls=False)
+V6 = Neighbour(node="n4", address="fd00::4", tls=True)
+
+
+def verdict(hba: str, *, kind: str, database: str, user: str, source: str) -> str:
+    """What the server would do: the method of the first line that fits, or `none`."""
+    for line in hba.splitlines():
+        if line.startswith("#"):
+            continue
+        type_, databases, users, *rest = line.split()
+        if type_ == "local":
+            if kind == "local" and users in ("all", user):
+                return rest[0]
+            continue
+        address, method = rest[0], rest[1]
+        kinds = {"host": ("ssl", "plain"), "hostssl": ("ssl",), "hostnossl": ("plain",)}[type_]
+        listed = databases.split(",")
+        fits_database = database in listed or ("all" in listed and database != "replication")
+        fits_user = users == "all" or user in users.split(",")
+        fits_source = address == "all" or ipaddress.ip_address(source) in ipaddress.ip_network(address)
+        if kind in kinds and fits_database and fits_user and fits_source:
+            return method
+    return "none"
+
+
+HBA = render_hba(own_address="10.0.0.1", neighbours=[N2, N3, V6], tls=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "database", "user", "source", "method"),
+    [
+        pytest.param("local", "postgres", "postgres", "", "peer", id="the agent"),
+        pytest.param("local", "shop", "app", "", "reject", id="nobody else over the socket"),
+        pytest.param("ssl", "replication", "moorage_replication", "10.0.0.2", "cert", id="a member with TLS"),
+        pytest.param("plain", "replication", "moorage_replication", "10.0.0.2", "none", id="not without TLS"),
+        pytest.param("plain", "replication", "moorage_replication", "10.0.0.3", "scram-sha-256", id="it has no TLS"),
+        pytest.param("ssl", "replication", "moorage_replication", "10.0.0.3", "cert", id="or not reported it yet"),
+        pytest.param("ssl", "postgres", "moorage_replication", "10.0.0.2", "cert", id="rewind"),
+        pytest.param("ssl", "replication", "moorage_replication", "10.0.0.9", "none", id="a stranger"),
+        pytest.param("ssl", "shop", "moorage_replication", "10.0.0.2", "reject", id="not into databases of users"),
+        pytest.param("ssl", "shop", "postgres", "10.0.0.2", "reject", id="the superuser"),
+        pytest.param("plain", "shop", "app", "10.0.0.2", "scram-sha-256", id="a client of another node's proxy"),
+        pytest.param("plain", "shop", "app", "10.0.0.1", "scram-sha-256", id="a client of the own node's proxy"),
+        pytest.param("ssl", "shop", "app", "fd00::4", "scram-sha-256", id="IPv6"),
+        pytest.param("plain", "shop", "app", "10.0.0.9", "reject", id="a client beside the proxy"),
+        pytest.param("ssl", "replication", "app", "10.0.0.2", "none", id="users do not replicate"),
+    ],
+)
+def test_access(kind: str, database: str, user: str, source: str, method: str) -> None:
+    assert verdict(HBA, kind=kind, database=database, user=user, source=source) == method
+
+
+def test_members_on_loopback_are_let_in_from_where_the_kernel_says_they_come() -> None:
+    neighbour = Neighbour(node="n2", address="127.0.0.12", tls=False)
+    hba = render_hba(own_address="127.0.0.11", neighbours=[neighbour], tls=False)
+    for source in ("127.0.0.1", "127.0.0.12"):
+        method = verdict(hba, kind="plain", database="replication", user="moorage_replication", source=source)
+        assert method == "scram-sha-256"
+    assert verdict(hba, kind="plain", database="shop", user="app", source="127.0.0.1") == "scram-sha-256"
+    assert "ssl" not in hba, "an engine without TLS complains about lines that mention it"
+
+
+def test_ident_maps_operating_system_users_and_nodes() -> None:
+    ident = render_ident(os_users=["root", "postgres", "", "root"], nodes=["n2", "n3"])
+    assert ident.splitlines()[1:] == [
+        'moorage_local "root" postgres',
+        'moorage_local "postgres" postgres',
+        "moorage_nodes n2 moorage_replication",
+        "moorage_nodes n3 moorage_replication",
+    ]
