@@ -140,16 +140,23 @@ class RoutePusher:
                 self._changed.clear()
                 await self._push(reader, writer)
                 backoff.reset()
-                await self._idle()
+                await self._idle(reader)
         finally:
             writer.close()
 
-    async def _idle(self) -> None:
-        """Until something changed, at most IDLE_PUSH_S."""
-        try:
-            async with asyncio.timeout(IDLE_PUSH_S):
-                await self._changed.wait()
-        except TimeoutError:
+    async def _idle(self, reader: asyncio.StreamReader) -> None:
+        """Until something changed, at most IDLE_PUSH_S. UnavailableError at once when the proxy goes away."""
+        async with asyncio.TaskGroup() as group:
+            gone = group.create_task(reader.read(1), name="proxy gone")
+            changed = group.create_task(self._changed.wait(), name="routes changed")
+            done, pending = await asyncio.wait(
+                {gone, changed}, timeout=IDLE_PUSH_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in pending:
+                task.cancel()
+        if gone in done:
+            raise UnavailableError("the proxy has gone", object="proxy")
+        if not done:
             self._in_force = None
 
     async def _push(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

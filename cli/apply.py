@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from cli import output, progress
 from cli.client import Applied, Client
-from cli.session import Session, Verb, pass_session
+from cli.session import Seconds, Session, Verb, pass_session
 from core.errors import MoorageError, UserError
 from core.specs import parse_document
 
@@ -169,10 +169,9 @@ async def wait_until_running(client: Client, session: Session, results: Sequence
 wait_options = (
     click.option("--wait/--no-wait", default=True, help="Wait until it is done (default), or return at once."),
     click.option(
-        "--timeout", type=click.FloatRange(min=0), default=300.0, metavar="SECONDS", show_default=True,
-        help="How long to wait.",
+        "--timeout", type=Seconds(), default="5m", show_default=True, metavar="TIME", help="Wait at most so long."
     ),
-)  # fmt: skip
+)
 
 _file_option = click.option(
     "-f", "--file", "files", multiple=True, required=True, metavar="FILE", type=click.Path(allow_dash=True),

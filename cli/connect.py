@@ -59,19 +59,30 @@ def environment(credentials: Credentials, tls: Tls, *, read_only: bool) -> dict[
     return {**variables, **({"PGSSLROOTCERT": tls.ca_file} if tls.ca_file else {})}
 
 
-def checked_tls(credentials: Credentials, folder: Path) -> Tls:
-    """TLS with the certificate checked in full; the CA is put into a file below `folder` for libpq to read."""
-    if credentials.client_tls == "off" or not credentials.ca_pem:
-        return Tls(mode="prefer" if credentials.client_tls != "off" else "disable")
-    name = hashlib.sha256(credentials.ca_pem).hexdigest()[:16]
-    path = folder / f"ca-{name}.crt"
-    if not path.exists():
+def checked_tls(credentials: Credentials, folder: Path, *, known_ca: Path | None = None) -> Tls:
+    """TLS with the certificate checked in full. libpq reads the CA from a file: `known_ca` when it holds just that,
+    else one below `folder`."""
+    if credentials.client_tls == "off":
+        return Tls(mode="disable")
+    if not credentials.ca_pem:
+        return Tls(mode=credentials.client_tls)
+    if known_ca is not None and _read(known_ca).strip() == credentials.ca_pem.strip():
+        return Tls(mode="verify-full", ca_file=str(known_ca.absolute()))
+    path = folder / f"ca-{hashlib.sha256(credentials.ca_pem).hexdigest()[:16]}.crt"
+    if _read(path) != credentials.ca_pem:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.write_bytes(credentials.ca_pem)
         except OSError as error:
             raise UserError(f"cannot be written: {error.strerror}", object=str(path)) from error
     return Tls(mode="verify-full", ca_file=str(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def find_psql(folders: Sequence[Path] = ()) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -262,7 +263,8 @@ def connect_command(
     """Open psql at an instance, or print how to connect."""
     checked = checked_name(name)
     credentials = session.run(lambda client: client.credentials(checked, user))
-    tls = connect.checked_tls(credentials, session.config_file.parent)
+    known_ca = Path(session.ca_file) if session.ca_file else None
+    tls = connect.checked_tls(credentials, session.config_file.parent, known_ca=known_ca)
     psql = connect.find_psql()
     if only_print or psql is None:
         if not only_print:

@@ -75,8 +75,15 @@ def main() -> None:
     sys.exit(run(moorctl, sys.argv[1:], program=PROGRAM, complete_variable=COMPLETE_VARIABLE))
 
 
-def run(command: click.Command, arguments: Sequence[str], *, program: str, complete_variable: str | None = None) -> int:
-    """Run a command line; returns the exit status whatever happens."""
+def run(
+    command: click.Command,
+    arguments: Sequence[str],
+    *,
+    program: str,
+    complete_variable: str | None = None,
+    interrupted: str = "interrupted; what the hub was asked for goes on",
+) -> int:
+    """Run a command line; returns the exit status whatever happens. `interrupted` is what is said after Ctrl-C."""
     session = Session()
     try:
         result = command.main(
@@ -87,7 +94,7 @@ def run(command: click.Command, arguments: Sequence[str], *, program: str, compl
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain once more when it flushes at exit
         return BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):
-        output.note("interrupted; what the hub was asked for goes on")
+        output.note(interrupted)
         return INTERRUPTED
     except Exception as error:
         return _failed(error, program, debug=session.debug or "--debug" in arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
@@ -10,11 +9,9 @@ import click
 from cli import output
 from cli.client import Thing
 from cli.output import Cell
-from cli.session import Noun, Session, complete_names, confirm, pass_session
+from cli.session import Noun, Seconds, Session, complete_names, confirm, pass_session
 from core.errors import UserError
 
-_DURATION = re.compile(r"(\d+)([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 TTL_MAX_S = 2**32 - 1  # as the wire carries it; the hub's own bound is far lower
 
 
@@ -164,29 +161,22 @@ def _cordon(session: Session, name: str, *, cordoned: bool) -> None:
 
 @node.command()
 @click.argument("name", required=False, default="", metavar="[NODE]")
-@click.option("--ttl", default="1h", show_default=True, metavar="TIME", help="How long it is good for: 30m, 2h, 1d.")
+@click.option("--ttl", type=Seconds(), default="1h", show_default=True, metavar="TIME", help="How long it is good for.")
 @pass_session
-def token(session: Session, name: str, ttl: str) -> None:
+def token(session: Session, name: str, ttl: float) -> None:
     """Make a one-time join token: for one node when it is named, else for any."""
-    ttl_s = seconds(ttl, "--ttl")
+    ttl_s = int(ttl)
+    if not 0 < ttl_s <= TTL_MAX_S:
+        raise UserError(f"{ttl:g} s is too short or too long", object="--ttl", hint="Such as 30m, 2h or 1d.")
     text = session.run(lambda client: client.join_token(node=name, ttl_s=ttl_s))
     if session.output != "table":
         output.dump({"token": text, "node": name or None, "ttl_s": ttl_s}, session.output)
         return
     output.say(text)
-    output.note(f"good once, for {name or 'any node'}, within {ttl}; on that machine run:")
+    output.note(f"good once, for {name or 'any node'}, within {output.duration(ttl)}; on that machine run:")
     output.note(
         f"  moorage-agent enrol --config /etc/moorage/agent.yaml --hub {session.target().hubs[0]} --token TOKEN"
     )
-
-
-def seconds(text: str, what: str) -> int:
-    """Seconds of 90, 30m, 2h or 1d; UserError names `what`."""
-    match = _DURATION.fullmatch(text.strip())
-    value = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if not 0 < value <= TTL_MAX_S:
-        raise UserError(f"{text!r} is not a time", object=what, hint="Write 90s, 30m, 2h or 1d.")
-    return value
 
 
 @node.command()

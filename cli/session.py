@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,9 @@ from core.config import split_host_port
 from core.errors import MoorageError, UserError
 
 T = TypeVar("T")
+
+_TIME = re.compile(r"(\d{1,9}(?:\.\d+)?)([smhd]?)")
+_SECONDS_IN = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(slots=True)
@@ -140,6 +144,20 @@ class Root(Noun):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _shared_options(outermost=True)
+
+
+class Seconds(click.ParamType[float]):
+    """A time such as 90, 1.5s, 30m, 2h or 1d, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = _TIME.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a time: write 90s, 30m, 2h or 1d", param, ctx)
+        return float(match[1]) * _SECONDS_IN[match[2]]
 
 
 def confirm(question: str, *, yes: bool) -> None:

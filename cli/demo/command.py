@@ -165,10 +165,10 @@ def _show_ready(stand: Stand, credentials: Credentials, page: progress.Page, too
     overview.show(page, stand.wall())
     output.say()
     output.say(output.tone("Try next, in another terminal:", "bold"))
-    folder = Path(sys.executable).parent
+    folders = [Path(sys.executable).parent, *([] if connect.find_psql() else [stand.engine.bin_dir])]
     root = "" if layout.root == default_root() else f" --root {layout.root}"
     for command, why in (
-        (f"export PATH={folder}:$PATH MOORAGE_CONFIG={layout.moorctl_config}", ""),
+        (f"export PATH={':'.join(map(str, folders))}:$PATH MOORAGE_CONFIG={layout.moorctl_config}", ""),
         (f"moorctl instance connect {INSTANCE}", "psql at the primary; --read-only: at a replica"),
         ("moorctl event list --follow", "watch what happens, while you"),
         (f"{PROGRAM} kill-primary{root}", "kill -9 the primary's postmaster, or"),
@@ -245,4 +245,4 @@ async def _check(engine: tools.EngineChoice, *, keep: bool) -> None:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run_command_line(demo, sys.argv[1:], program=PROGRAM))
+    sys.exit(run_command_line(demo, sys.argv[1:], program=PROGRAM, interrupted="interrupted"))

@@ -209,10 +209,15 @@ async def check(choice: tools.EngineChoice, steps: Steps, clock: Clock, *, keep:
     `keep` leaves the folder when something was wrong.
     """
     etcd, engine = tools.find_etcd(), tools.find_engine(choice)
-    layout = Layout(Path(tempfile.mkdtemp(prefix="moorage-check-")), Memory(base_port=free_block()))
-    layout.save()
-    layout.prepare()
-    stand = Stand(layout, etcd=etcd, engine=engine, steps=steps, clock=clock)
+    root = Path(tempfile.mkdtemp(prefix="moorage-check-"))
+    try:
+        layout = Layout(root, Memory(base_port=free_block()))
+        layout.save()
+        layout.prepare()
+        stand = Stand(layout, etcd=etcd, engine=engine, steps=steps, clock=clock)
+    except BaseException:
+        shutil.rmtree(root)
+        raise
     try:
         async with asyncio.timeout(CHECK_WITHIN_S):
             await Story(stand, steps, clock).play()

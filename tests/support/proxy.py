@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import struct
 import subprocess
 import sys
@@ -36,6 +37,8 @@ ADDRESS = "127.0.0.1"
 INSTANCE = "demo/orders"
 APP_PASSWORD = "app-secret"
 FAR_S = 3600.0
+SSL_REQUEST = struct.pack("!II", 8, 80877103)
+GSSENC_REQUEST = struct.pack("!II", 8, 80877104)
 SETTINGS = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -146,7 +149,9 @@ class Server:
             process.resume()
 
     def kill(self) -> None:
-        """All of it, at once."""
+        """All of it, at once: nobody sees another die and says something about it."""
+        with suppress(psutil.Error):
+            self.freeze()
         for process in reversed(self._family()):
             with suppress(psutil.Error):
                 process.kill()
@@ -206,6 +211,7 @@ class Proxy:
     rw_port: int = field(default_factory=free_port)
     ro_port: int = field(default_factory=free_port)
     seq: int = 0
+    told_before: int = 0  # bytes of the log that belong to earlier tests
     process: subprocess.Popen[bytes] | None = None
     _routes: tuple[Route, ...] = ()
     _control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -223,7 +229,7 @@ class Proxy:
         assert self.process is not None
         return self.process.pid
 
-    def start(self) -> None:
+    def start(self, within: float = 20) -> None:
         program = Path(sys.executable).parent / "moorage-proxy"
         arguments = [
             *(str(program), "--address", ADDRESS, "--control", str(self.socket), "--log-format", "json"),
@@ -232,7 +238,7 @@ class Proxy:
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        eventually_sync(self.socket.exists, within=20, every=0.02, what="the proxy opens its control socket")
+        eventually_sync(self.socket.exists, within=within, every=0.02, what="the proxy opens its control socket")
 
     # --- as the agent ---------------------------------------------------------------------------------------------
 
@@ -306,7 +312,7 @@ class Proxy:
         return int(psutil.Process(self.pid).memory_info().rss)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = self.log.read_text().splitlines()
+        lines = self.log.read_text()[self.told_before :].splitlines()
         found = [json.loads(line) for line in lines if line.startswith("{")]
         return [event for event in found if event["event"] == name]
 
@@ -317,19 +323,40 @@ class Proxy:
             self.process.wait(timeout=10)
 
 
-@asynccontextmanager
-async def running_proxy(tls: Tls, *options: str) -> AsyncIterator[Proxy]:
-    """At its end, nothing may have failed inside."""
+@contextmanager
+def proxy_process(tls: Tls, *options: str) -> Iterator[Proxy]:
     with tempfile.TemporaryDirectory(prefix="moorage-px-", dir="/tmp") as folder:
         proxy = Proxy(Path(folder), tls, options)
         try:
             proxy.start()
             yield proxy
-            for event in ("client_task_failed", "callback_failed"):
-                assert proxy.events(event) == []
         finally:
-            await proxy.leave()
             proxy.close()
+
+
+@asynccontextmanager
+async def lent_proxy(proxy: Proxy) -> AsyncIterator[Proxy]:
+    """A running proxy for one test: as good as new before it, and nothing may have failed inside at its end."""
+    proxy.told_before = len(proxy.log.read_text())
+    proxy.rw_port, proxy.ro_port = free_port(), free_port()
+    try:
+        yield proxy
+        for event in ("client_task_failed", "callback_failed"):
+            assert proxy.events(event) == []
+    finally:
+        if proxy.process is not None and proxy.process.poll() is None:
+            proxy.process.send_signal(signal.SIGCONT)
+            await proxy.leave()
+            await proxy.send()
+        await proxy.leave()
+
+
+@asynccontextmanager
+async def running_proxy(tls: Tls, *options: str) -> AsyncIterator[Proxy]:
+    """A proxy of one's own."""
+    with proxy_process(tls, *options) as proxy:
+        async with lent_proxy(proxy):
+            yield proxy
 
 
 @contextmanager
@@ -362,14 +389,21 @@ class RawClient:
         return cls(*await asyncio.open_connection(ADDRESS, port))
 
     @classmethod
-    async def connect(cls, port: int) -> RawClient:
-        """Until the server is ready for queries."""
+    async def connect(cls, port: int, *, ca: Path | None = None) -> RawClient:
+        """Until the server is ready for queries; with TLS if there is a CA to believe."""
         client = await cls.open(port)
+        if ca is not None:
+            await client.encrypt(ca)
         client.writer.write(startup_packet())
         for kind, body in await client.until("Z"):
             if kind == "K":
                 client.pid, client.key = struct.unpack_from("!I", body)[0], body[4:]
         return client
+
+    async def encrypt(self, ca: Path) -> None:
+        self.writer.write(SSL_REQUEST)
+        assert await self.reader.readexactly(1) == b"S"
+        await self.writer.start_tls(ssl.create_default_context(cafile=str(ca)), server_hostname=ADDRESS)
 
     async def until(self, last: str) -> list[tuple[str, bytes]]:
         """Messages up to the first of this kind."""

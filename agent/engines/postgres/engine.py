@@ -16,7 +16,7 @@ from agent.engines.postgres.configuration import Configuration
 from agent.engines.postgres.control import ControlFile
 from agent.engines.postgres.member import Label, Member, slot_name
 from agent.engines.postgres.observe import Observer
-from agent.engines.postgres.process import Postmaster
+from agent.engines.postgres.process import Postmaster, StartPreventedError
 from agent.engines.postgres.replication import conninfo_of_walreceiver, copy_from, history, settle_slots
 from agent.engines.postgres.rewind import Rejoin
 from agent.engines.postgres.session import Session
@@ -123,6 +123,8 @@ class PostgresEngine:
         """Start as replica; the reason when what was brought back cannot be used after all."""
         try:
             await self.start_replica(leader)
+        except StartPreventedError:
+            raise
         except EngineError as error:
             return f"did not start after it was brought back ({error.what})"
         with contextlib.suppress(TimeoutError):
@@ -187,11 +189,12 @@ class PostgresEngine:
     async def _start(self) -> None:
         """With the user's parameters; when it does not start with them, with those it last started with."""
         member, postmaster, configuration = self._member, self._postmaster, self._configuration
-        halts = postmaster.halts
         try:
             ready = await postmaster.start(within_s=START_WAIT_S)
+        except StartPreventedError:
+            raise
         except EngineError as error:
-            if postmaster.halts != halts or configuration.user == member.label.proven or "could not bind" in error.what:
+            if configuration.user == member.label.proven:
                 raise
             log.error("parameters_refused", member=member.subject, why=error.what)
             member.relabel(refused=dict(member.desired.parameters))

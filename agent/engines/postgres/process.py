@@ -38,6 +38,10 @@ LOG_TAIL_BYTES = 8192
 EARLY_LOG_BYTES_MAX = 1 << 20  # what is printed before the engine's own log works; a few lines a start
 
 
+class StartPreventedError(EngineError):
+    """It could not start for a reason outside its data and parameters: called off, or the port is taken."""
+
+
 class Postmaster:
     """The main process of one member's engine, and all it brought forth."""
 
@@ -106,11 +110,11 @@ class Postmaster:
         make_owned_directory(member.paths.logs, member.setup.run_as)
         member.relabel(asked_to_end=False)
         if self.halts != halts:
-            raise EngineError("the start was called off", object=member.subject)
+            raise StartPreventedError("the start was called off", object=member.subject)
         # No await between the check and the start: a fence either calls it off or sees the process.
         process = self._launch()
         member.relabel(pid=process.pid, started=process.started, boot=process.boot)
-        return await self._await_ready(process, within_s)
+        return await self._await_ready(process, halts, within_s)
 
     def _launch(self) -> ProcessId:
         member, tools = self._member, self._member.tools
@@ -147,7 +151,7 @@ class Postmaster:
             if pid.isdecimal() and processes.identify(int(pid)) is not None:
                 lock.unlink(missing_ok=True)
 
-    async def _await_ready(self, process: ProcessId, within_s: float) -> bool:
+    async def _await_ready(self, process: ProcessId, halts: int, within_s: float) -> bool:
         try:
             async with asyncio.timeout(within_s):
                 while self._supervisor.alive(process):
@@ -159,8 +163,12 @@ class Postmaster:
             return False
         printed = self.printed()
         await self.sweep()
-        hint = "Another program uses the port." if "could not bind" in printed else ""
-        raise EngineError(f"the engine ended while starting: {tail(printed)}", object=self._member.subject, hint=hint)
+        what, subject = f"the engine ended while starting: {tail(printed)}", self._member.subject
+        if self.halts != halts:
+            raise StartPreventedError(f"the start was called off: {what}", object=subject)
+        if "could not bind" in printed:
+            raise StartPreventedError(what, object=subject, hint="Another program uses the port.")
+        raise EngineError(what, object=subject)
 
     # --- its log ----------------------------------------------------------------------------------------------------
 

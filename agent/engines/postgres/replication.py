@@ -179,18 +179,20 @@ async def _fresh_slot(member: Member, source: PeerMember) -> None:
 
 
 async def copy_from(member: Member, source: PeerMember, *, keep_old_at: Path | None = None) -> None:
-    """Replace the data directory by a copy of the source's, as a standby's. The label says `clone` until it is whole.
+    """Replace the data directory by a copy of the source's, as a standby's.
 
-    The old directory stays until the copy is there, if there is room for both; `keep_old_at` moves it there then.
+    The old directory stays as it is until the copy is whole, if there is room for both, for a source that dies meanwhile
+    may have been the only other one; `keep_old_at` moves it there then. From its end on the label says `clone`, and the
+    caller takes the label off when the new one is configured.
     """
     paths, owner = member.paths, member.setup.run_as
-    member.relabel(begun="clone")
     await asyncio.to_thread(remove_tree, paths.incoming)
-    await _make_room(member)
+    await history(member, source)  # it answers and lets us in: only now may anything be given up for it
     slot: tuple[str, ...] = ()
     if source.role is not Role.REPLICA:
         await _fresh_slot(member, source)
         slot = ("--slot", slot_name(member.name))
+    await _make_room(member)
     make_owned_directory(paths.incoming, owner)
     arguments = [
         *("--pgdata", str(paths.incoming), "--dbname", conninfo_of_tools(member, source), "--no-password"),
@@ -212,11 +214,13 @@ async def _make_room(member: Member) -> None:
     size = await asyncio.to_thread(tree_bytes, data)
     if shutil.disk_usage(member.paths.root).free < size * ROOM_FACTOR:
         log.warning("old_data_removed", member=member.subject, reason="no room for a copy beside it", size_bytes=size)
+        member.relabel(begun="clone")
         await asyncio.to_thread(remove_tree, data)
 
 
 async def _take_place(member: Member, keep_old_at: Path | None) -> None:
     paths = member.paths
+    member.relabel(begun="clone")
     if paths.data.exists() and keep_old_at is not None:
         paths.data.rename(keep_old_at)
     await asyncio.to_thread(remove_tree, paths.data)

@@ -36,7 +36,7 @@ from agent.engines.postgres.replication import (
 )
 from agent.ha.view import Fork
 from core.clock import iso
-from core.errors import EngineError, MoorageError, TimedOutError, words
+from core.errors import EngineError, MoorageError, TimedOutError, UnavailableError, words
 from core.log import EventLog
 from core.positions import Lsn
 from core.records import PeerMember
@@ -63,11 +63,19 @@ class Rejoin:
         self.sentence = ""
 
     async def bring_back(self) -> None:
-        """Afterwards the directory is a standby's of the leader. Errors mean that not even a copy could be made."""
+        """Afterwards the directory is a standby's of the leader. UnavailableError and TimedOutError: the leader did not
+        answer, and the directory is as it was unless a rewind was under way."""
         member, leader = self._member, self._leader
+        if not member.has_data():
+            await self.copy("had no usable data")
+            return
+        self._keep_old = True
+        told = await history(member, leader)  # an error here is the leader's, and no reason to give the data up
         try:
-            how = await self._without_copy()
-        except (MoorageError, OSError, TimeoutError) as error:
+            how = await self._without_copy(*told)
+        except (MoorageError, OSError) as error:
+            if isinstance(error, UnavailableError | TimedOutError) and not member.label.begun:
+                raise
             log.warning("rewind_impossible", member=member.subject, leader=leader.member, why=words(error))
             await self.copy(f"could not be rewound ({words(error)})")
             return
@@ -93,11 +101,8 @@ class Rejoin:
         kept = self._saved is not None and any(self._saved.iterdir())
         return f"; what only it had is kept in {self._saved}" if kept else ""
 
-    async def _without_copy(self) -> str:
+    async def _without_copy(self, system_id: str, timeline: int, forks: tuple[Fork, ...]) -> str:
         member, leader = self._member, self._leader
-        member.need_data()
-        self._keep_old = True
-        system_id, timeline, forks = await history(member, leader)
         control = await self._control.read()
         if control.system_id != system_id:
             raise EngineError(f"its data is of another database system than {leader.member}'s")

@@ -40,7 +40,7 @@ FORBIDDEN = MANAGED_PARAMETERS | {
     "log_filename", "logging_collector", "password_encryption", "promote_trigger_file", "recovery_end_command",
     "recovery_target", "recovery_target_action", "recovery_target_inclusive", "recovery_target_lsn",
     "recovery_target_name", "recovery_target_time", "recovery_target_xid", "restore_command", "unix_socket_group",
-    "lc_messages", "update_process_title",
+    "lc_messages", "log_rotation_age", "log_rotation_size", "log_truncate_on_rotation", "update_process_title",
 }  # fmt: skip
 # A user may raise these, not lower them below what the members need of each other.
 FLOORS = {"max_connections": 20, "max_wal_senders": 12, "max_replication_slots": 12}

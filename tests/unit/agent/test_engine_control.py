@@ -85,7 +85,7 @@ def test_timeline_history_is_read_with_its_comments() -> None:
         Fork(timeline=1, lsn=Lsn.parse("0/3000148")),
         Fork(timeline=2, lsn=Lsn.parse("1/A")),
     )
-    with pytest.raises(ValueError, match="invalid literal|not of the form"):
+    with pytest.raises(ValueError, match=r"invalid literal|not of the form"):
         parse_history("not a history at all\n")
 
 

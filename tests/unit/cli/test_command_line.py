@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cli.demo.command import demo
 from cli.main import BROKEN_PIPE, INTERRUPTED, moorctl, run
+from cli.session import Seconds
 from cli.status import DEGRADED
 from core import errors
 
@@ -59,6 +60,19 @@ def test_every_kind_of_error_ends_with_its_documented_status(
 @pytest.mark.parametrize("status", [0, DEGRADED, 70, INTERRUPTED, BROKEN_PIPE])
 def test_other_statuses_are_documented(status: int) -> None:
     assert re.search(rf"^\| {status} \|", DOCUMENT.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("30m", 1800), ("2h", 7200), ("1d", 86400), ("0", 0)]
+)
+def test_times_are_written_as_people_write_them(text: str, seconds: float) -> None:
+    assert Seconds().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "nan", "inf", "-1", "soon", "1w", "1e9", "9" * 400])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Seconds().convert(text, None, None)
 
 
 def test_unexpected_failure_is_one_line_and_how_to_see_more(capsys: pytest.CaptureFixture[str]) -> None:

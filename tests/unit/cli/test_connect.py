@@ -49,6 +49,14 @@ def test_certificate_is_checked_unless_the_instance_has_no_tls(tmp_path: Path) -
     assert connect.checked_tls(credentials(client_tls="off"), tmp_path).mode == "disable"
 
 
+def test_ca_that_lies_in_a_file_already_is_not_copied(tmp_path: Path) -> None:
+    known = tmp_path / "ca.crt"
+    known.write_bytes(credentials().ca_pem + b"\n")
+    assert connect.checked_tls(credentials(), tmp_path / "conf", known_ca=known).ca_file == str(known)
+    known.write_bytes(b"another")
+    assert connect.checked_tls(credentials(), tmp_path / "conf", known_ca=known).ca_file != str(known)
+
+
 def test_password_goes_to_psql_by_environment(tmp_path: Path) -> None:
     variables = connect.environment(credentials(), connect.Tls(mode="verify-full", ca_file="/ca"), read_only=True)
     assert variables["PGPASSWORD"] == "s3cret"

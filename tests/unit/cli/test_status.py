@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli import node, status
+from cli import status
 
 HUB = {"name": "h1", "operator_address": "127.0.0.1:7401", "nodes": ["n1"]}
 NODE: dict[str, Any] = {"name": "n1", "silent": False, "address": "127.0.0.11", "members": [], "engines": []}
@@ -44,7 +44,3 @@ def test_what_needs_a_look_stands_first(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[1] == "! instance demo/zoo is Degraded: m2 is down"
     assert [line.split()[0] for line in lines if line.startswith("n")] == ["n3", "n2", "n1"]
     assert [line.split()[0] for line in lines if line.startswith("demo/")] == ["demo/zoo", "demo/orders"]
-
-
-def test_times_are_written_as_people_write_them() -> None:
-    assert [node.seconds(text, "--ttl") for text in ("90", "90s", "30m", "2h", "1d")] == [90, 90, 1800, 7200, 86400]
