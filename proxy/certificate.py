@@ -19,6 +19,7 @@ class Certificate:
     def __init__(self, cert: Path | None, key: Path | None) -> None:
         self._files = (cert, key) if cert is not None and key is not None else None
         self._tried: Stamp = ()
+        self._said = ""  # of the last failure: told once, not with every client
         self._context: ssl.SSLContext | None = None
 
     def context(self) -> ssl.SSLContext | None:
@@ -30,9 +31,12 @@ class Certificate:
             if stamp != self._tried:
                 self._tried = stamp
                 self._context = _load(*self._files)
+                self._said = ""
                 log.info("certificate_loaded", path=str(self._files[0]))
         except OSError as error:  # ssl.SSLError is one
-            log.error("certificate_unusable", path=str(self._files[0]), error=str(error))
+            if str(error) != self._said:
+                self._said = str(error)
+                log.error("certificate_unusable", path=str(self._files[0]), error=self._said)
         return self._context
 
 

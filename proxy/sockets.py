@@ -15,7 +15,7 @@ KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 3
 BACKLOG = 1024
 IP_BIND_ADDRESS_NO_PORT = 24  # Linux; the name came with Python 3.12
-LINGER_S = 5.0  # for a closed connection to take what was still written to it
+LINGER_S = 3.0  # for a closed connection to take what was still written to it
 
 
 def listener(address: str, port: int) -> socket.socket:

@@ -100,7 +100,7 @@ def _to_be_promoted(view: View, now: float) -> Decision:
 def _promised(view: View, now: float) -> Decision | None:
     """An Acquire may take effect after its answer was given up; a promise given since then binds all the same, unless
     the leader before this one, to whom it was given at the latest, has let go by itself."""
-    if now >= view.promised_until or _ha(view).released_term == view.lease.term - 1:
+    if now >= view.promised_until or 0 < _ha(view).released_term == view.lease.term - 1:
         return None
     return waits(view, now, Reason.PROMISED_TO_OTHER, until=view.promised_until)
 
@@ -227,7 +227,9 @@ def _sync_set(view: View, now: float) -> Decision | None:
         case CatchUp(names=names):
             return waits(view, now, Reason.SYNC_CATCHES_UP, _names(names), until=now + SOON_S)
         case TooFew(wanted=wanted, streaming=streaming):
-            return waits(view, now, Reason.TOO_FEW_STANDBYS, f"{streaming} of {wanted}", warning=True)
+            # Clients wait for this very moment, so it is looked for often.
+            detail = f"{streaming} of {wanted}"
+            return waits(view, now, Reason.TOO_FEW_STANDBYS, detail, until=now + SOON_S, warning=True)
 
 
 def _names(names: tuple[str, ...]) -> str:

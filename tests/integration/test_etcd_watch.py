@@ -20,7 +20,7 @@ from tests.support.watched import watching, write
 from tests.support.wire import Wire
 
 _numbers = itertools.count(1)
-FRAGMENT_BYTES = 1_600_000  # above it etcd sends an answer in pieces
+FRAGMENT_BYTES = 2 << 20  # of more than this etcd makes pieces
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -87,13 +87,18 @@ async def test_history_is_told_from_where_it_was_asked_for(client, prefix):
     assert watched.revisions == written[4:]
 
 
-async def test_a_batch_in_fragments_is_told_whole(client, prefix):
-    written = await write(client, prefix, 40, size=100_000)
-    async with watching(client, prefix, after=written[0] - 1) as watched:
-        await watched.has(40)
-        assert watched.revisions == written
-    [first, *_] = watched.batches
-    assert sum(len(event.value or b"") for event in first.events) > FRAGMENT_BYTES
+async def test_a_batch_in_fragments_is_told_whole_also_when_it_is_cut_between_two(client, through, wire, prefix):
+    """Fragments end anywhere, also within what one transaction has written."""
+    written = []
+    for number in range(40):
+        puts = [txns.Put(f"{prefix}{number:02d}{part}", b"x" * 25_000) for part in "abcd"]
+        written.append((await client.commit(txns.all_of([], puts))).revision)
+    wire.cuts.append(FRAGMENT_BYTES + 100_000)
+    async with watching(through, prefix, after=written[0] - 1) as watched:
+        await watched.has(160)
+        assert wire.connections == 2
+        assert watched.revisions == [revision for revision in written for _ in "abcd"]
+    assert len(watched.batches) == 1
 
 
 async def test_a_connection_that_is_cut_during_catch_up_gives_each_event_once(client, through, wire, prefix):

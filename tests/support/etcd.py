@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -133,6 +134,9 @@ class EtcdProcess:
         async def healthy() -> bool:
             assert self._process is not None, "etcd was not started"
             assert self._process.poll() is None, f"etcd ended: {self.log.read_text()[-2000:]}"
+            host, _, port = self.endpoint.rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=1):
+                pass  # before it listens, etcdctl would wait out its timeout
             return await self.ctl("endpoint", "health") == 0
 
         await eventually(healthy, within=READY_WITHIN_S, what=f"etcd member {self.name} healthy")

@@ -113,7 +113,10 @@ class Server:
                 start_new_session=True,
             )
         if wait:
-            eventually_sync(lambda: self.value("SELECT 1"), within=20, what=f"{self.name} accepts connections")
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        eventually_sync(lambda: self.value("SELECT 1"), within=30, what=f"{self.name} accepts connections")
 
     def prepare(self) -> None:
         self.value(f"CREATE ROLE app LOGIN PASSWORD '{APP_PASSWORD}'")
@@ -173,7 +176,9 @@ def running_servers(*names: str) -> Iterator[list[Server]]:
         try:
             for server in servers:
                 server.initialise()
-                server.start()
+                server.start(wait=False)
+            for server in servers:
+                server.wait_ready()
                 server.prepare()
             yield servers
         finally:

@@ -94,7 +94,7 @@ def derive(desired: MemberDesired) -> dict[str, str]:
         "wal_sender_timeout": "15s",
         "wal_receiver_timeout": "15s",
         "wal_receiver_status_interval": "1s",
-        "wal_retrieve_retry_interval": "500ms",  # the default of 5 s would be the longest part of a failover
+        "wal_retrieve_retry_interval": "100ms",  # the default of 5 s would be the longest part of a failover
     }
 
 
