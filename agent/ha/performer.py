@@ -126,7 +126,7 @@ class Performer:
             case Clone():
                 keeper.operations.start(OperationKind.CLONE, self._clone(self.peer(action.source)), subject)
             case Rejoin():
-                keeper.operations.start(OperationKind.REJOIN, self._rejoin(self.peer(action.leader)), subject)
+                keeper.operations.start(OperationKind.REJOIN, self._rejoin(self.peer(action.leader), anew=action.anew), subject)
             case StartPrimary():
                 keeper.operations.start(OperationKind.START, keeper.driver.start_primary(), subject)
             case StartReplica():
@@ -158,8 +158,8 @@ class Performer:
         await self._keeper.driver.clone(source)
         await self._keeper.driver.start_replica(source)
 
-    async def _rejoin(self, leader: PeerMember) -> None:
-        what = await self._keeper.driver.rejoin(leader)
+    async def _rejoin(self, leader: PeerMember, *, anew: bool) -> None:
+        what = await self._keeper.driver.rejoin(leader, anew=anew)
         self._node.reporter.event("rejoined", str(self._keeper.ref), what)
 
     async def fence(self) -> None:

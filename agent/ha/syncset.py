@@ -181,7 +181,7 @@ def _best(setting: SyncRecord, record: SyncRecord, candidates: Sequence[Candidat
     def order(c: Candidate) -> tuple[bool, bool, Lsn, int]:
         return (c.member in setting.names, c.member in record.names, c.flushed, c.priority)
 
-    return max(sorted(candidates, key=lambda c: c.member, reverse=True), key=order).member
+    return max(sorted(candidates, key=lambda c: c.member), key=order).member
 
 
 def _towards(record: SyncRecord, setting: SyncRecord, target: SyncRecord) -> Step:

@@ -33,9 +33,7 @@ PREFERRED_BASE = 27300
 BLOCK = 100  # ports of one demo: the lower ones for instances, those from ETCD_OFFSET on for the parts
 ETCD_OFFSET = 79  # 27379 looks like etcd's own 2379
 INSTANCE_PORTS = 75
-BASES = [
-    base for base in range(20000, 30000, BLOCK) if base != PREFERRED_BASE
-]  # below the ports that kernels give to outgoing connections
+BASES = range(10000, 15000, BLOCK)  # below the hub's own default range, and far below outgoing connections' ports
 HUB_ADDRESS = "127.0.0.1"
 LOCK = "demo.lock"
 PASS_THROUGH = stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH  # the engines' user must get through, not look around
@@ -78,6 +76,10 @@ class Ports:
     @property
     def peer(self) -> int:
         return self.base + ETCD_OFFSET + 4
+
+    @property
+    def of_parts(self) -> tuple[int, ...]:
+        return self.etcd, self.etcd_peer, self.agents, self.operators, self.peer
 
     @property
     def instances(self) -> tuple[int, int]:
@@ -239,11 +241,11 @@ def write_text(path: Path, text: str, *, mode: int) -> None:
 
 def free_block(preferred: int | None = None) -> int:
     """First port of a block in which nothing listens on any of the demo's addresses."""
-    candidates = random.sample(BASES, len(BASES))
+    candidates = random.sample(list(BASES), len(BASES))
     for base in [*([preferred] if preferred else []), *candidates]:
         if not busy(range(base, base + BLOCK)):
             return base
-    raise UnavailableError("no free block of 100 ports between 20000 and 30000")
+    raise UnavailableError("no free block of 100 ports between 10000 and 15000")
 
 
 ADDRESSES = (HUB_ADDRESS, *(node.address for node in NODES))

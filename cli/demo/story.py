@@ -20,7 +20,7 @@ import psycopg
 from cli import connect, output, progress
 from cli.client import Client, Credentials
 from cli.demo import tools, traces
-from cli.demo.layout import BLOCK, Layout, Memory, free_block
+from cli.demo.layout import Layout, Memory, free_block
 from cli.demo.parts import run_to_end, tail
 from cli.demo.stand import INSTANCE, Stand
 from cli.demo.steps import Steps
@@ -221,6 +221,8 @@ async def check(choice: tools.EngineChoice, steps: Steps, clock: Clock, *, keep:
     try:
         async with asyncio.timeout(CHECK_WITHIN_S):
             await Story(stand, steps, clock).play()
+        await stand.stop()
+        _look_for_traces(layout)
     except BaseException as error:
         if not isinstance(error, asyncio.CancelledError):
             _show_tails(layout)
@@ -232,17 +234,14 @@ async def check(choice: tools.EngineChoice, steps: Steps, clock: Clock, *, keep:
         if isinstance(error, psycopg.Error):
             raise EngineError(f"{type(error).__name__}: {output.plain(error)}", object=INSTANCE) from error
         raise
-    await stand.stop()
     with steps.step("clean up") as step:
-        _look_for_traces(layout)
-        shutil.rmtree(layout.root)
+        shutil.rmtree(root)
         step.tell("nothing is left: no process, no port, no file")
 
 
 def _look_for_traces(layout: Layout) -> None:
-    """MoorageError when anything still runs or listens."""
-    left = traces.processes(layout.root)
-    left += traces.listening(range(layout.ports.base, layout.ports.base + BLOCK))
+    """MoorageError when anything still runs or listens. The instance's own ports were looked at when it was deleted."""
+    left = traces.processes(layout.root) + traces.listening(layout.ports.of_parts)
     if left:
         raise MoorageError(f"left behind: {'; '.join(left)}", object="check")
 

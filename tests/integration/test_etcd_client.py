@@ -183,7 +183,7 @@ async def test_renewing_a_lease_that_is_gone_raises_and_revoking_it_does_not(cli
     await client.revoke(lease_id)
 
 
-async def test_a_lease_in_its_last_second_is_not_told_to_be_gone(client, key):
+async def test_a_lease_is_not_told_to_be_gone_in_its_last_second_and_takes_no_put_once_it_is(client, key):
     lease_id = await client.grant(2)
     await client.commit(txns.put_if(key, b"v", revision=0, lease_id=lease_id))
     told: list[tuple[float, bool]] = []
@@ -196,11 +196,6 @@ async def test_a_lease_in_its_last_second_is_not_told_to_be_gone(client, key):
     await eventually(look, within=8)
     assert any(0 < left < 1 for left, _ in told)
     assert not told[-1][1], "gone means that what hung on it is gone"
-
-
-async def test_a_put_on_a_lease_that_has_expired_raises_and_writes_nothing(client, key):
-    lease_id = await client.grant(1)
-    await eventually(lambda: client.time_to_live(lease_id), lambda left: left == 0, within=8)
     with pytest.raises(LeaseGone):
         await client.commit(txns.put_if(key, b"v", revision=0, lease_id=lease_id))
     assert await client.get(key) is None

@@ -212,11 +212,12 @@ async def test_a_route_that_ends_cuts_idle_sessions_with_no_agent_there(proxy, s
 async def test_a_proxy_that_was_frozen_past_the_end_of_a_route_forwards_no_write(proxy, servers):
     """Neither what had come before the thaw, nor the answer to what was under way."""
     m1 = servers[0]
-    await proxy.serve(m1, valid_s=1.0)
+    await proxy.serve(m1, valid_s=2.0)
     late, under_way = await RawClient.connect(proxy.rw_port), await RawClient.connect(proxy.rw_port)
     under_way.send(query("SELECT pg_sleep(0.5)"))
+    await eventually(lambda: asleep(m1), lambda count: count == 1, within=1, every=0.01)
     psutil.Process(proxy.pid).suspend()
-    ends_at = time.monotonic() + 1.0
+    ends_at = time.monotonic() + 2.0
     late.send(query("INSERT INTO written VALUES (101)"))
     await eventually(lambda: passed(ends_at + 0.1), within=5)
     psutil.Process(proxy.pid).resume()
@@ -224,6 +225,10 @@ async def test_a_proxy_that_was_frozen_past_the_end_of_a_route_forwards_no_write
     assert b"SELECT 1" not in await under_way.rest()
     under_way.close()
     assert written(m1, 101) == 0
+
+
+async def asleep(server: Server) -> int:
+    return int(server.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
 
 
 async def passed(moment: float) -> bool:

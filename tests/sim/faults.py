@@ -41,10 +41,8 @@ def crash_node(s: Scenario) -> Callable[[], None]:
 def freeze_node(s: Scenario) -> Callable[[], None]:
     node = s.any_node()
     s.world.note(f"* node of {node.member} freezes")
-    processes = (node.agent.process, node.engine.process, node.proxy.process)
-    for process in processes:
-        process.pause()
-    return lambda: [process.resume() for process in s.shuffled(processes)] and None  # type: ignore[func-returns-value]
+    node.freeze()
+    return node.thaw
 
 
 def freeze_agent(s: Scenario) -> Callable[[], None]:
@@ -123,7 +121,12 @@ def all_hubs_down(s: Scenario) -> Callable[[], None]:
     s.world.note("* all hubs are down")
     for hub in s.hubs:
         hub.process.kill()
-    return lambda: [hub.start() for hub in s.hubs] and None  # type: ignore[func-returns-value]
+
+    def end() -> None:
+        for hub in s.hubs:
+            hub.start()
+
+    return end
 
 
 def etcd_down(s: Scenario) -> Callable[[], None]:
@@ -163,11 +166,14 @@ def slow_network(s: Scenario) -> Callable[[], None]:
 
 
 def switchover(s: Scenario) -> Callable[[], None]:
-    target = s.world.rng.choice(["", *(node.member for node in s.nodes.values())])
+    ask_switchover(s, s.world.rng.choice(["", *(node.member for node in s.nodes.values())]))
+    return lambda: None
+
+
+def ask_switchover(s: Scenario, target: str) -> None:
     s.world.note(f"* switchover to {target or 'anybody'} is asked for")
     request = SwitchoverRequest(id=f"s{s.world.rng.random()}", target=target)
     write_ha(s, lambda ha: replace(ha, switchover=request))
-    return lambda: None
 
 
 def pause(s: Scenario) -> Callable[[], None]:

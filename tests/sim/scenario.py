@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from agent.ha.actions import Reason
 from core.records import MemberDesired, Replication, SyncRecord
@@ -19,7 +18,6 @@ from tests.sim.network import Network
 from tests.sim.proxy_model import Client, Proxy
 from tests.sim.world import Host, Process, Work, World
 
-T = TypeVar("T")
 READY_WITHIN_S = 25.0
 TROUBLE_S = 45.0
 PEACE_S = 60.0  # within which the instance must be whole again
@@ -40,6 +38,20 @@ class Node:
     def start_agent(self) -> None:
         if self.up and not self.agent.process.alive:
             self.agent.start()
+
+    def freeze(self) -> None:
+        for process in self._processes():
+            process.pause()
+
+    def thaw(self) -> None:
+        """Who runs first is anybody's guess."""
+        processes = self._processes()
+        self.host.world.rng.shuffle(processes)
+        for process in processes:
+            process.resume()
+
+    def _processes(self) -> list[Process]:
+        return [self.agent.process, self.engine.process, self.proxy.process]
 
     def crash(self) -> None:
         self.up = False
@@ -80,10 +92,10 @@ class Outcome:
 class Scenario:
     """All parts of one world."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, shape: Shape | None = None) -> None:
         self.seed = seed
         self.world = world = World(seed)
-        self.shape = _shape(world)
+        self.shape = shape or _shape(world)
         self.network = Network(world)
         self.etcd = Etcd(world, Host(world, "etcd", self._rate()))
         self.checkers = Checkers(world, self.etcd)
@@ -141,11 +153,6 @@ class Scenario:
         count = self.world.rng.randint(1, len(self.nodes) - 1)
         return sorted({self.any_node().host.name} | set(self.world.rng.sample(sorted(self.nodes), count - 1)))
 
-    def shuffled(self, items: Iterable[T]) -> list[T]:
-        listed = list(items)
-        self.world.rng.shuffle(listed)
-        return listed
-
     def leader(self) -> Node | None:
         entry = self.etcd.store.entries.get(keys.leader(REF))
         member = self.checkers.terms[-1][2] if entry and self.checkers.terms else ""
@@ -156,11 +163,10 @@ class Scenario:
     def run(self) -> Outcome:
         violation = ""
         try:
-            self._start()
-            self._until_whole(READY_WITHIN_S, "is not created")
+            self.create()
             self._trouble()
-            self._until_whole(PEACE_S, "is not whole", for_s=4.0)
-            self._look_at_the_end()
+            self.until_whole(PEACE_S, "is not whole", for_s=4.0)
+            self.look_at_the_end()
         except (Violation, AssertionError) as found:
             violation = str(found) or "an assertion of the models failed"
         reasons: frozenset[Reason] = frozenset().union(*(node.agent.reasons for node in self.nodes.values()))
@@ -173,6 +179,11 @@ class Scenario:
             reasons=reasons,
             diary=self.world.diary,
         )
+
+    def create(self) -> None:
+        """Until the instance is whole for the first time; clients write from the beginning."""
+        self._start()
+        self.until_whole(READY_WITHIN_S, "is not created")
 
     def _start(self) -> None:
         self._operator.start()
@@ -217,7 +228,7 @@ class Scenario:
                     op: txns.Op = txns.Put(key, b"{}") if silent else txns.Delete(key)
                     self.etcd.commit(txns.all_of([], [op]))
 
-    def _until_whole(self, within_s: float, what: str, *, for_s: float = 0.0) -> None:
+    def until_whole(self, within_s: float, what: str, *, for_s: float = 0.0) -> None:
         """Whole at every look for so long."""
         since = begun = self.world.now
         while (lacking := self._lacking()) or self.world.now - since < for_s:
@@ -254,7 +265,7 @@ class Scenario:
         same = record.mode == replication.mode and (record.k, set(record.names)) == (k, set(setting.names))
         return "" if same else f"the record is {record}, the setting {setting}"
 
-    def _look_at_the_end(self) -> None:
+    def look_at_the_end(self) -> None:
         leader = self.leader()
         if leader is None:
             self.checkers.fail("nobody leads at the end")

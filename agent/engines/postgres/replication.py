@@ -181,9 +181,9 @@ async def _fresh_slot(member: Member, source: PeerMember) -> None:
 async def copy_from(member: Member, source: PeerMember, *, keep_old_at: Path | None = None) -> None:
     """Replace the data directory by a copy of the source's, as a standby's.
 
-    The old directory stays as it is until the copy is whole, if there is room for both: a source that dies meanwhile may
-    have been the only other one. `keep_old_at` moves it there then. From its end on the label says `clone`; the caller
-    takes the label off when the new one is configured.
+    The old directory stays as it is until the copy is whole, if there is room for both: a source that dies meanwhile
+    may have been the only other one. `keep_old_at` moves it there then. From its end on the label says `clone`; the
+    caller takes the label off when the new one is configured.
     """
     paths, owner = member.paths, member.setup.run_as
     await asyncio.to_thread(remove_tree, paths.incoming)

@@ -128,7 +128,9 @@ CASES = [
     ),
     # to a final position
     Case(
-        "a starting replica is waited for before it votes", as_candidate(engine=replica("", state=EngineState.STARTING)), Reason.STARTS
+        "a replica that starts does not vote yet",
+        as_candidate(engine=replica("", state=EngineState.STARTING)),
+        Reason.STARTS,
     ),
     Case(
         "a stopped replica starts as replica of nobody, to learn its position",

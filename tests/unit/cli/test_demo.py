@@ -41,9 +41,8 @@ def layout(tmp_path: Path) -> Iterator[Layout]:
 
 def test_ports_of_a_demo_lie_in_one_block_and_do_not_overlap() -> None:
     ports = Ports(20000)
-    single = [ports.etcd, ports.etcd_peer, ports.agents, ports.operators, ports.peer]
-    assert len(set(single)) == len(single)
-    assert all(ports.instances[1] < port < 20000 + BLOCK for port in single)
+    assert len(set(ports.of_parts)) == len(ports.of_parts)
+    assert all(ports.instances[1] < port < 20000 + BLOCK for port in ports.of_parts)
 
 
 def test_ports_are_chosen_once_and_kept(layout: Layout) -> None:
