@@ -52,7 +52,7 @@ async def through(wire):
 
 @pytest.fixture
 def key() -> str:
-    return f"/moorage/test/{next(_numbers)}"
+    return f"/moorage/test/{next(_numbers)}k"  # no key of a test is the beginning of another's
 
 
 # --- reading and compare-and-swap -------------------------------------------------------------------------------------

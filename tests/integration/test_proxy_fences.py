@@ -7,15 +7,23 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import psutil
 import psycopg
 import pytest
 
-from core.routes import SessionCounts
+from core.routes import Route, RouteTable, SessionCounts
+from proxy.cancel import Canceller
+from proxy.gate import Gate
+from proxy.listeners import Listeners
 from proxy.postgres.server_side import sqlstate_of
+from proxy.table import Table
+from tests.support.clocks import ManualClock
+from tests.support.ports import free_port
 from tests.support.proxy import (
+    ADDRESS,
     INSTANCE,
     Proxy,
     RawClient,
@@ -224,7 +232,53 @@ async def test_a_proxy_that_was_frozen_past_the_end_of_a_route_forwards_no_write
     assert await told(late) in {GOING_DOWN, ""}
     assert b"SELECT 1" not in await under_way.rest()
     under_way.close()
+    await eventually(lambda: backends(m1), lambda count: count == 0, within=5)
     assert written(m1, 101) == 0
+
+
+@asynccontextmanager
+async def timerless(primary: Server) -> AsyncIterator[tuple[int, ManualClock]]:
+    """A read-write port of proxy parts whose clock stands still: its timers are far away when the clock is moved, as
+    in a process that thaws and looks at its sockets first."""
+    clock = ManualClock()
+    gate = Gate(table=Table(clock), clock=clock, local_address=ADDRESS, tls=lambda: None)
+    listeners = Listeners(gate, Canceller(gate).cancel)
+    route = Route(
+        instance=INSTANCE, rw_port=free_port(), ro_port=free_port(), primary=primary.endpoint, expires_at_s=1000
+    )
+    gate.table.replace(RouteTable(seq=1, routes=(route,)))
+    listening = asyncio.create_task(listeners.run())
+    try:
+        yield route.rw_port, clock
+    finally:
+        listening.cancel()
+        listeners.close()
+        gate.table.replace(RouteTable(seq=2))
+
+
+async def test_a_write_after_the_end_of_a_route_is_not_forwarded(servers):
+    m1 = servers[0]
+    async with timerless(m1) as (port, clock):
+        client = await eventually(lambda: RawClient.connect(port), within=5)
+        clock.advance(1000)
+        client.send(query("INSERT INTO written VALUES (104)"))
+        assert await told(client) == GOING_DOWN
+        await eventually(lambda: backends(m1), lambda count: count == 0, within=5)
+    assert written(m1, 104) == 0
+
+
+async def test_an_answer_after_the_end_of_a_route_is_not_passed_on(servers):
+    m1 = servers[0]
+    async with timerless(m1) as (port, clock):
+        client = await eventually(lambda: RawClient.connect(port), within=5)
+        client.send(query("SELECT pg_sleep(0.3)"))
+        await eventually(lambda: asleep(m1), lambda count: count == 1, within=5, every=0.01)
+        clock.advance(1000)
+        assert await told(client) == GOING_DOWN
+
+
+async def backends(server: Server) -> int:
+    return server.backends()
 
 
 async def asleep(server: Server) -> int:
@@ -356,6 +410,18 @@ async def test_a_servers_own_last_word_is_not_followed_by_another(proxy, servers
     rest = await client.rest()
     client.close()
     assert rest.count(b"57P01") == 1
+
+
+async def test_an_idle_client_that_was_notified_is_still_idle(proxy, servers):
+    m1 = servers[0]
+    await proxy.serve(m1)
+    client = await RawClient.connect(proxy.rw_port)
+    client.send(query("LISTEN news"))
+    await client.until("Z")
+    m1.value("NOTIFY news")
+    await client.until("A")
+    await proxy.serve(None)
+    assert await told(client) == GOING_DOWN
 
 
 async def test_a_goodbye_is_not_answered(proxy, servers):

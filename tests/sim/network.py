@@ -64,7 +64,7 @@ class Network:
         )
 
     def call(self, caller: Process, target: Process, handler: Callable[[Reply], None], *, timeout_s: float) -> Waiting:
-        """Ask `target`; the answer, or Failure after `timeout_s` of the caller's clock (at once when nobody listens)."""
+        """Ask `target`: its answer, or Failure after `timeout_s` of the caller's clock, at once when nobody listens."""
 
         def begin(resume: Callable[[Any], None]) -> None:
             finish = once(resume)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.ha.actions import Reason
-from core.records import MemberDesired, Replication, SyncRecord
+from core.records import MemberDesired, Replication, ReplicationMode, SyncRecord
 from hub.etcd import keys, txns
 from tests.sim import faults
 from tests.sim.agent_model import Agent
@@ -282,7 +282,8 @@ class Scenario:
 def _shape(world: World) -> Shape:
     rng = world.rng
     members = rng.choice([2, 3, 3, 3, 4, 5])
-    mode = rng.choice(["async", "sync", "quorum", "quorum"])
+    modes: list[ReplicationMode] = ["async", "sync", "quorum", "quorum"]
+    mode = rng.choice(modes)
     k = rng.randint(1, min(2, members - 1))
     replication = Replication(mode=mode, k=k, strict=rng.random() < 0.75, max_failover_lag_bytes=20 * ENTRY_BYTES)
     return Shape(members, replication, ttl_s=rng.choice([6.0, 6.0, 3.0]))

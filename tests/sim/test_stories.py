@@ -5,6 +5,8 @@ A gap is the longest time in which no client got an answer. The clients write al
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from agent.ha.actions import Reason
@@ -35,7 +37,7 @@ def primary(s: Scenario) -> Node:
 
 def gap_s(s: Scenario, since: float) -> float:
     times = [since, *sorted(at for at, _ in s.checkers.acked.values() if at > since), s.world.now]
-    return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 def finish(s: Scenario) -> None:

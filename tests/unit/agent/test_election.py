@@ -265,12 +265,15 @@ def test_a_replica_promises_a_primary_whose_leadership_it_has_not_heard_of_yet()
         ("anybody while it leads itself", granted(as_leader(), asker="m2")),
         ("anybody while the key is its own", granted(as_follower(instance=instance(leader="m2")), asker="m1")),
         ("anybody while it takes the leadership", granted(standing=True)),
-        ("the old primary after it has voted", granted(as_candidate(ballot_term=2))),
-        (
-            "the old primary after it has voted in a former life",
-            granted(as_candidate(instance=instance(leader="", ballots=(ballot("m2"),)))),
-        ),
     ],
 )
 def test_a_member_does_not_promise(sentence: str, refusal: str) -> None:
     assert refusal, sentence
+
+
+def test_a_member_that_has_voted_does_not_promise() -> None:
+    assert "has cast its ballot" in granted(as_candidate(ballot_term=2))
+
+
+def test_a_member_that_voted_in_a_former_life_does_not_promise() -> None:
+    assert "has cast its ballot" in granted(as_candidate(instance=instance(leader="", ballots=(ballot("m2"),))))
