@@ -9,6 +9,7 @@ Relative paths in a file count from the folder of that file, not from wherever t
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -102,6 +103,13 @@ def load_config(path: Path, model: type[M]) -> M:
         raise _user_error(path, tree, error.errors(include_url=False)) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Closes as other things do. Making one may fail already: it looks at the first characters."""
+
+    def close(self) -> None:
+        self.dispose()
+
+
 def _read(path: Path) -> tuple[yaml.Node | None, dict[Any, Any]]:
     """The file's YAML nodes, which know their lines, and its mapping."""
     try:
@@ -112,15 +120,13 @@ def _read(path: Path) -> tuple[yaml.Node | None, dict[Any, Any]]:
         ) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise UserError(f"has {len(data)} bytes, more than {MAX_CONFIG_BYTES}", object=str(path))
-    loader = yaml.SafeLoader(data)
     try:
-        tree = loader.get_single_node()
-        _refuse_doubles(path, tree)
-        raw = loader.construct_document(tree) if tree is not None else {}
+        with contextlib.closing(_Loader(data)) as loader:
+            tree = loader.get_single_node()
+            _refuse_doubles(path, tree)
+            raw = loader.construct_document(tree) if tree is not None else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"not valid YAML: {_yaml_problem(error)}", object=str(path)) from error
-    finally:
-        loader.dispose()
     if not isinstance(raw, dict):
         raise UserError("must be a mapping, one `field: value` a line", object=str(path))
     return tree, raw

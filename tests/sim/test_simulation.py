@@ -7,7 +7,7 @@ import pytest
 from agent.ha.actions import Reason
 from tests.sim.scenario import Outcome, Scenario
 
-SEEDS = 240
+SEEDS = 200
 AT_ONCE = 20
 # What needs a situation the troubles do not make.
 NOT_SHOWN = frozenset(

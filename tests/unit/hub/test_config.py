@@ -102,3 +102,7 @@ def test_addresses_are_split(text, parts):
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ValueError, match="HOST:PORT"):
         split_host_port(text)
+
+
+def test_control_characters_are_refused_like_any_other_mistake(tmp_path):
+    assert "not valid YAML" in refusal(tmp_path, GOOD + "log_level: \x01\n")
