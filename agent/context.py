@@ -29,5 +29,6 @@ class NodeContext:
     routes_changed: Callable[[], None]
     kick_heartbeat: Callable[[], None]
     leaders: dict[InstanceRef, LeaderLease] = field(default_factory=dict)  # what the last answered heartbeat told
+    store_id: str = ""  # life of etcd's data that the last pulled state is of
     hub_seen_at: float = 0.0  # monotonic; when the last answered heartbeat was sent
     started_at: float = 0.0  # monotonic; of this agent

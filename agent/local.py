@@ -82,6 +82,9 @@ class Memory:
     spent: int = 0  # no term up to this one is ever led again
     renewed_at: float = 0.0  # monotonic, of this boot
     fence_at: float = 0.0  # monotonic, of this boot
+    ballot_term: int = 0  # the last election it has voted in, or may have
+    ballot_store: str = ""  # of which life of etcd's data
+    followed_term: int | None = None  # the last term whose log the data is of: led, streamed or copied
     restart_id: int = 0  # carried out
     prepared: bool = False  # settings, roles and slots were complete once: the others may copy from here
 
@@ -114,6 +117,6 @@ class LocalFiles:
             return memory
         return replace(memory, boot=self._boot, term=0, renewed_at=0.0, fence_at=0.0)
 
-    def keep_memory(self, member_dir: Path, memory: Memory) -> None:
-        """Not durable on purpose: written at every renewal, and a power cut ends the engine as well."""
-        write_atomically(member_dir / "keeper.json", to_json(replace(memory, boot=self._boot)), durable=False)
+    def keep_memory(self, member_dir: Path, memory: Memory, *, durable: bool = False) -> None:
+        """Deadlines need not be durable: they are written at every renewal, and a power cut ends the engine as well."""
+        write_atomically(member_dir / "keeper.json", to_json(replace(memory, boot=self._boot)), durable=durable)

@@ -48,7 +48,8 @@ class Members:
         self._changed = asyncio.Event()
         self.keepers: dict[MemberRef, Keeper] = {}
 
-    def apply(self, state: NodeState) -> None:
+    def apply(self, state: NodeState, store_id: str) -> None:
+        self._node.store_id = store_id
         self._wanted = state
         self._changed.set()
 

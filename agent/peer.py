@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +45,7 @@ class Answerer(Protocol):
     def member_nodes(self) -> frozenset[str]:
         """Nodes that run a member of this instance."""
 
-    def grant_failsafe(self, *, primary: str, term: int, promise_s: float) -> str:
+    def grant_failsafe(self, *, primary: str, term: int, promise_s: float, ask: int, all_granted: int) -> str:
         """Empty = granted, else why not."""
 
     def member_status(self) -> pb.MemberStatusResponse: ...
@@ -64,7 +65,11 @@ class PeerService(PeerServiceServicer):
         ref = InstanceRef(request.primary.project, request.primary.instance)
         answerer = await self._allowed(MemberRef(ref, MemberName(request.asked_member)), context)
         reason = answerer.grant_failsafe(
-            primary=request.primary.member, term=request.term, promise_s=request.promise_ms / 1000
+            primary=request.primary.member,
+            term=request.term,
+            promise_s=request.promise_ms / 1000,
+            ask=request.ask,
+            all_granted=request.all_granted,
         )
         return pb.FailsafePingResponse(granted=not reason, reason=reason)
 
@@ -127,6 +132,17 @@ class PeerServer:
         await self.start()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """May `primary` go on without the hub? See FailsafePingRequest."""
+
+    primary: MemberRef
+    term: int
+    promise_s: float
+    ask: int
+    all_granted: int
+
+
 class Peers:
     """The asking side: one connection a peer node, opened when first needed."""
 
@@ -140,23 +156,20 @@ class Peers:
         for channel in channels:
             await channel.close()
 
-    async def all_grant(
-        self, ref: InstanceRef, *, me: str, term: int, peers: tuple[PeerMember, ...], promise_s: float, timeout_s: float
-    ) -> str:
+    async def all_grant(self, question: Question, peers: tuple[PeerMember, ...], *, timeout_s: float) -> str:
         """Ask all peers at once; empty when every single one grants, else who did not and why."""
-        answers = await asyncio.gather(
-            *(self._ask(ref, me=me, term=term, peer=peer, promise_s=promise_s, timeout_s=timeout_s) for peer in peers)
-        )
+        answers = await asyncio.gather(*(self._ask(question, peer, timeout_s=timeout_s) for peer in peers))
         return "; ".join(answer for answer in answers if answer)
 
-    async def _ask(
-        self, ref: InstanceRef, *, me: str, term: int, peer: PeerMember, promise_s: float, timeout_s: float
-    ) -> str:
+    async def _ask(self, question: Question, peer: PeerMember, *, timeout_s: float) -> str:
+        ref = question.primary
         request = pb.FailsafePingRequest(
-            primary=MemberId(project=ref.project, instance=ref.instance, member=me),
-            term=term,
+            primary=MemberId(project=ref.instance.project, instance=ref.instance.instance, member=ref.member),
+            term=question.term,
             asked_member=peer.member,
-            promise_ms=int(promise_s * 1000),
+            promise_ms=int(question.promise_s * 1000),
+            ask=question.ask,
+            all_granted=question.all_granted,
         )
         try:
             answer = await answer_of(self._stub(peer).FailsafePing(request, timeout=timeout_s))

@@ -27,9 +27,9 @@ DENIED_PAUSE_S = 60.0  # a node that is not allowed in does not hammer
 
 
 class Puller:
-    """`on_state` is called with every new desired state, and once at the start with the one from disk."""
+    """`on_state(state, store_id)` is called with every new desired state, and at the start with the one from disk."""
 
-    def __init__(self, node: str, link: HubLink, files: LocalFiles, on_state: Callable[[NodeState], None]) -> None:
+    def __init__(self, node: str, link: HubLink, files: LocalFiles, on_state: Callable[[NodeState, str], None]) -> None:
         self._node = node
         self._link = link
         self._files = files
@@ -45,7 +45,7 @@ class Puller:
     async def run(self) -> None:
         self._pulled = self._files.pulled()
         if self._pulled.revision:
-            self._on_state(self._pulled.state)
+            self._on_state(self._pulled.state, self._pulled.store_id)
         while True:
             pause_s = await self._poll_once()
             if pause_s > 0:
@@ -90,5 +90,5 @@ class Puller:
             return False
         self._pulled = Pulled(store_id=answer.store_id, revision=answer.revision, state=state)
         self._files.keep_pulled(self._pulled)
-        self._on_state(state)
+        self._on_state(state, answer.store_id)
         return True

@@ -18,7 +18,7 @@ from core.clock import Clock
 from core.errors import ConflictError, DeniedError, MoorageError, NotFoundError, UserError
 from core.ids import MemberRef
 from core.log import EventLog
-from core.records import Event, ObservedMember, to_json
+from core.records import Event, ObservedMember, PeerMember, to_json
 from protos.v1 import agent_pb2 as pb
 
 log = EventLog("agent.reporter")
@@ -57,6 +57,19 @@ class Reporter:
         self._last[ref] = replace(observed, since=last.since if same_state and last else self._clock.wall())
         self._due.add(ref)
         self._work.set()
+
+    def shown(self, ref: MemberRef, member: PeerMember) -> None:
+        """What the hub shows of the member. A report that was held up on its way may have overwritten a later one: tell
+        it again."""
+        last = self._last.get(ref)
+        if last is not None and (last.state, last.role, last.timeline, last.streaming_from) != (
+            member.state,
+            member.role,
+            member.timeline,
+            member.streaming_from,
+        ):
+            self._due.add(ref)
+            self._work.set()
 
     def forget(self, ref: MemberRef) -> None:
         """The member is gone from desired state: nothing more to tell of it."""

@@ -279,11 +279,12 @@ def _changed(ha: HaRecord, change: HaChange, me: MemberRef, *, wall: float) -> H
     """The ha record with the change made. ConflictError for a sync record that a later one of its term has overtaken,
     and for another system identifier: that is another database."""
     if change.sync is not None and change.sync != ha.sync:
-        if change.sync.seq <= ha.sync.seq:
+        with_it = txns.with_sync(ha, change.sync)
+        if with_it is None:
             raise ConflictError(
                 f"the sync record {change.sync.seq} comes late: {ha.sync.seq} is in force", object=str(me.instance)
             )
-        ha = replace(ha, sync=change.sync)
+        ha = with_it
     if change.system_id and change.system_id != ha.system_id:
         if ha.system_id:
             raise ConflictError(

@@ -5,5 +5,9 @@ in when the route says to whom, holds it while there is no primary, and forwards
 nothing about leadership: a route carries the time at which it ends, and past that time no write session is opened, fed
 or left open, even if nobody tells.
 
+A connection begins in `reception` (TLS, cancel, startup packet), goes on as a `session` (wait for a server, relay) and
+has its server's side in `server`; `table` holds the routes and the fences that cut sessions, `routing` judges who goes
+where, `gate` is what all connections share, `control` is the agent's way in.
+
 Only the standard library, uvloop and the light part of `core` are imported here: one process a core, each small.
 """

@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 from core.log import EventLog
-from proxy.reception import ALPN
+from proxy.tls import ALPN
 
 log = EventLog("proxy.certificate")
 Stamp = tuple[int, ...]
@@ -21,6 +21,11 @@ class Certificate:
         self._tried: Stamp = ()
         self._said = ""  # of the last failure: told once, not with every client
         self._context: ssl.SSLContext | None = None
+
+    def reload(self) -> None:
+        """Read the files even if they look unchanged."""
+        self._tried = ()
+        self.context()
 
     def context(self) -> ssl.SSLContext | None:
         """None when there is none, or none that could ever be read."""
@@ -43,6 +48,7 @@ class Certificate:
 def _load(cert: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols([ALPN])
     context.load_cert_chain(cert, key)
     return context

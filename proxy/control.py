@@ -1,12 +1,14 @@
-"""The agent's way in: a Unix socket, a table a line, a report a line back.
+"""The agent's way in: a Unix socket, a line in, a report a line back.
 
-The agent may go and come back at any time; the table in force stays until its routes end by themselves. A line that is
-not a table, or one with a value that no route can have, is answered by closing the connection, and changes nothing.
+A line is a route table, or `{"seq": N}` alone, which only asks for a report. The agent may go and come back at any
+time; the table in force stays until its routes end by themselves. A line that is neither, or a table with a value that
+no route can have, is answered by closing the connection, and changes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import socket
@@ -18,6 +20,7 @@ from proxy.gate import Gate
 
 log = EventLog("proxy.control")
 WRITE_TIMEOUT_S = 5.0
+QUESTION_BYTES_MAX = 64
 CLIENT_TLS = ("off", "prefer", "require")
 
 
@@ -56,8 +59,7 @@ class Control:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                self._gate.table.replace(read_table(line))
-                writer.write(encode(self._report()))
+                writer.write(encode(self._report(self._take(line))))
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     await writer.drain()
         except ValueError as error:  # also a line longer than the limit
@@ -67,17 +69,36 @@ class Control:
         finally:
             writer.close()
 
-    def _report(self) -> ProxyReport:
+    def _take(self, line: bytes) -> int:
+        """Put the line's table in force if it has one; its `seq`."""
+        asked = question(line)
+        if asked is not None:
+            return asked
+        table = read_table(line)
+        self._gate.table.replace(table)
+        return table.seq
+
+    def _report(self, seq: int) -> ProxyReport:
         table = self._gate.table
         bytes_in, bytes_out = self._gate.moved_bytes()
         return ProxyReport(
-            seq=table.seq,
+            seq=seq,
             pid=os.getpid(),
             sessions=table.counts(),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
-            refused=table.refused,
+            refused=self._gate.refused,
         )
+
+
+def question(line: bytes) -> int | None:
+    """The number of a line that has nothing else. ValueError when a short line is no JSON."""
+    if len(line) > QUESTION_BYTES_MAX:
+        return None
+    raw = json.loads(line)
+    if isinstance(raw, dict) and raw.keys() == {"seq"} and type(raw["seq"]) is int:
+        return int(raw["seq"])
+    return None
 
 
 def read_table(line: bytes) -> RouteTable:

@@ -14,6 +14,7 @@ from core.routes import Endpoint
 from proxy.table import Table
 
 log = EventLog("proxy.gate")
+REFUSALS_LOGGED_PER_S = 20  # a port scan, or a loop of clients that are not let in, must not fill the disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,10 @@ class Guest(Protocol):
     @property
     def idle(self) -> bool:
         """Nothing is lost when it ends now."""
+
+    @property
+    def ended(self) -> bool:
+        """It has been told, and is only given time to read it."""
 
     def shut_down(self) -> None:
         """End it, with a word if possible."""
@@ -80,8 +85,24 @@ class Gate:
     guests: set[Guest] = field(default_factory=set)
     cancels: dict[tuple[int, bytes], Endpoint] = field(default_factory=dict)  # whose key is it
     stopping: bool = False  # nobody new gets a server
+    refused: int = 0
     bytes_in: int = 0  # of connections that have ended
     bytes_out: int = 0
+    _second: float = -1.0  # when the present second of refusals began
+    _refused_then: int = 0
+
+    def refuses(self, *, client: str, instance: str, why: str) -> None:
+        """Count a client that is told no, and log it unless there were too many lately."""
+        self.refused += 1
+        now = self.clock.now()
+        if now - self._second >= 1.0:
+            left_out = self._refused_then - REFUSALS_LOGGED_PER_S
+            if left_out > 0:
+                log.info("refusals_left_out", count=left_out)
+            self._second, self._refused_then = now, 0
+        self._refused_then += 1
+        if self._refused_then <= REFUSALS_LOGGED_PER_S:
+            log.info("client_refused", client=client, instance=instance, why=why)
 
     def gone(self, guest: Guest) -> None:
         """It has ended, and its bytes count for the whole."""

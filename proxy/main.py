@@ -1,7 +1,8 @@
 """`moorage-proxy`: one process, started by the agent and outliving it.
 
 SIGTERM ends it in an orderly way: nobody new, idle sessions at once, a bounded time for those in a transaction, then
-57P01 for them too. Tables are still taken meanwhile, so fences hold to the end.
+57P01 for them too. Tables are still taken meanwhile, so fences hold to the end. SIGHUP reads the certificate again,
+which otherwise happens when its files have changed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from proxy.listeners import Listeners
 from proxy.table import Table
 
 log = EventLog("proxy.main")
+DRAIN_S = 5.0
 DRAIN_LOOK_S = 0.05
 FAREWELL_S = 1.0  # for last words to go out
 OTHER_FDS = 256  # listeners, control, log; the rest is two for each client
@@ -42,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cert", type=Path, help="certificate shown to clients, PEM; without it there is no TLS")
     parser.add_argument("--key", type=Path, help="its key, PEM")
     parser.add_argument("--pid-file", type=Path, help="written at the start, removed at the end")
-    parser.add_argument("--drain-s", type=float, default=3.0, help="how long transactions may go on after SIGTERM")
+    parser.add_argument("--drain-s", type=float, default=DRAIN_S, help="how long transactions may go on after SIGTERM")
     parser.add_argument("--startup-s", type=float, default=limits.startup_s, help="for a client to say who it is")
     parser.add_argument("--clients-max", type=int, default=limits.clients_max, help="of all instances")
     parser.add_argument("--waiters-max", type=int, default=limits.waiters_max, help="clients held, of each instance")
@@ -59,13 +61,15 @@ async def serve(options: argparse.Namespace) -> None:
     """Until SIGTERM or SIGINT. OSError when the control socket cannot be made."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_report_failure)
-    gate = make_gate(options)
+    certificate = Certificate(options.cert, options.key)
+    gate = make_gate(options, certificate)
     listeners = Listeners(gate, Canceller(gate).cancel)
     gate.table.on_listeners = listeners.changed
     control = Control(gate, options.control)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, certificate.reload)
     with pid_file(options.pid_file):
         await control.start()
         log.info("proxy_started", address=options.address, pid=os.getpid(), clients_max=gate.limits.clients_max)
@@ -81,7 +85,7 @@ async def serve(options: argparse.Namespace) -> None:
             log.info("proxy_stopped", pid=os.getpid())
 
 
-def make_gate(options: argparse.Namespace) -> Gate:
+def make_gate(options: argparse.Namespace, certificate: Certificate) -> Gate:
     """With as many clients as there may be file descriptors for."""
     _, fds = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (fds, fds))
@@ -93,15 +97,17 @@ def make_gate(options: argparse.Namespace) -> Gate:
         table=Table(clock),
         clock=clock,
         local_address=options.address,
-        tls=Certificate(options.cert, options.key).context,
+        tls=certificate.context,
         limits=Limits(clients_max=clients_max, waiters_max=options.waiters_max, startup_s=options.startup_s),
     )
 
 
 @contextlib.contextmanager
 def pid_file(path: Path | None) -> Any:
-    """Ours while we run; a successor's is left alone."""
-    text = f"{os.getpid()}\n"
+    """Pid and start time (clock ticks since boot), which name a process even after pids are reused. Ours while we run;
+    a successor's is left alone."""
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    text = f"{os.getpid()} {started}\n"
     if path is not None:
         path.write_text(text)
     try:
@@ -117,9 +123,10 @@ async def drain(gate: Gate, within_s: float) -> None:
     log.info("drain_started", clients=len(gate.guests))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within_s):
-            while gate.guests:
-                for guest in [guest for guest in gate.guests if guest.idle]:
-                    guest.shut_down()
+            while left := [guest for guest in gate.guests if not guest.ended]:
+                for guest in left:
+                    if guest.idle:
+                        guest.shut_down()
                 await asyncio.sleep(DRAIN_LOOK_S)
     for guest in tuple(gate.guests):
         guest.shut_down()

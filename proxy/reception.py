@@ -11,17 +11,15 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
-from core.log import EventLog
 from proxy.gate import Gate
 from proxy.postgres import refusals
-from proxy.postgres.startup import DIRECT_TLS, Cancel, DirectTls, First, Malformed, Startup, Wish, read_first
+from proxy.postgres.startup import Cancel, DirectTls, First, Malformed, Startup, Wish, read_first
 from proxy.session import Session, client_address
-from proxy.sockets import LINGER_S, close_soon
+from proxy.sockets import part_with
+from proxy.tls import TlsTransport
 
-log = EventLog("proxy.reception")
 HIGH_WATER_BYTES = 256 << 10  # towards a client; then its server is not read any more
 MAX_UNREAD_BYTES = 64 << 10  # a startup packet, and what may lie behind it
-ALPN = "postgresql"  # what libpq 17 and later offers inside TLS
 Cancelling = Callable[[str, Cancel, Callable[[], None]], None]  # instance, request, what to do when it is done
 
 
@@ -48,6 +46,10 @@ class Reception(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         return True
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
@@ -96,8 +98,8 @@ class Reception(asyncio.Protocol):
         match first:
             case Malformed(why=why):
                 self._refuse(refusals.malformed(why), why)
-            case DirectTls():
-                self._refuse(refusals.TLS_ALERT, DIRECT_TLS)
+            case DirectTls(hello=hello):
+                self._take_direct_tls(hello)
             case Cancel():
                 self._end()
                 # The client may take the end of its connection for the end of the request, so it ends no sooner.
@@ -118,35 +120,40 @@ class Reception(asyncio.Protocol):
         if self._buffer:
             self._refuse(refusals.STUFFED, "data behind a wish")
             return
-        route = self._gate.table.route(self._instance)
-        context = self._gate.tls() if wish is Wish.TLS and (route is None or route.client_tls != "off") else None
-        if context is None:
-            self._transport.write(b"N")
-        else:
-            self._shaking = self._gate.tasks.spawn(self._handshake(context), f"tls {self._address}", self._abort)
+        context = self._offered_tls() if wish is Wish.TLS else None
+        self._transport.write(b"N" if context is None else b"S")
+        if context is not None:
+            self._shake(context, b"")
 
-    async def _handshake(self, context: ssl.SSLContext) -> None:
+    def _take_direct_tls(self, hello: bytes) -> None:
+        context = self._offered_tls()
+        if context is None or self._tls or self._wishes:
+            self._refuse(refusals.TLS_ALERT, "direct TLS where none is offered, or after another beginning")
+        else:
+            self._shake(context, hello)
+
+    def _offered_tls(self) -> ssl.SSLContext | None:
+        route = self._gate.table.route(self._instance)
+        return self._gate.tls() if route is None or route.client_tls != "off" else None
+
+    def _shake(self, context: ssl.SSLContext, hello: bytes) -> None:
+        self._shaking = self._gate.tasks.spawn(self._handshake(context, hello), f"tls {self._address}", self._abort)
+
+    async def _handshake(self, context: ssl.SSLContext, hello: bytes) -> None:
         assert self._transport is not None
-        self._transport.write(b"S")
+        secured = TlsTransport(self._transport, context, self)
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                self._transport,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=self._gate.limits.startup_s,
-                ssl_shutdown_timeout=LINGER_S,
-            )
-        except (OSError, ssl.SSLError) as error:
-            self._gate.table.refused += 1
-            log.info("client_refused", client=self._address, instance=self._instance, why=f"TLS: {error}")
-            self._abort()
-            return
-        if secured is None or self._ended:
-            self._abort()
+            await secured.handshake(hello)
+        except OSError as error:  # ssl.SSLError is one
+            self._gate.refuses(client=self._address, instance=self._instance, why=f"TLS: {error}")
+            self._end()
+            self._close()
             return
         self._transport, self._tls, self._shaking = secured, True, None
-        self._read()
+        if hello and not secured.speaks_postgresql:
+            self._refuse(refusals.NO_ALPN, "direct TLS without ALPN")
+        else:
+            self._read()
 
     def _take_startup(self, startup: Startup) -> None:
         assert self._transport is not None
@@ -183,8 +190,7 @@ class Reception(asyncio.Protocol):
         if self._ended:
             return
         self._end()
-        self._gate.table.refused += 1
-        log.info("client_refused", client=self._address, instance=self._instance, why=why)
+        self._gate.refuses(client=self._address, instance=self._instance, why=why)
         if self._transport is None:
             return
         if self._shaking is None:
@@ -201,7 +207,7 @@ class Reception(asyncio.Protocol):
 
     def _close(self) -> None:
         if self._transport is not None and self._linger is None:
-            self._linger = close_soon(self._transport)
+            self._linger = part_with(self._transport)
 
     def _abort(self) -> None:
         if self._transport is not None:

@@ -47,15 +47,16 @@ def admit(
     sessions: Mapping[str, int],
     now: float,
     avoid: Collection[str] = (),
+    turn: int = 0,
 ) -> Verdict:
     """`sessions`: how many sessions each member has from here; `client`: IP address; `avoid`: replicas that have just
-    not answered this client."""
+    not answered this client; `turn`: a number that grows, so that equal replicas are taken in turn."""
     if route is None:
         return Refuse("3D000", "this instance is not served here any more", "Ask moorctl for its present address.")
     if not allowed(client, route.allow):
         return Refuse("28000", f"address {client} is not in the instance's allow list", "Ask for it to be added.")
     if read_only and (replicas := [replica for replica in route.replicas if replica.member not in avoid]):
-        return Forward(min(replicas, key=lambda one: (sessions.get(one.member, 0), one.member)), fenced=False)
+        return Forward(_least_loaded(replicas, sessions, turn), fenced=False)
     if route.paused:
         return Hold("a switchover is under way")
     if route.primary is None:
@@ -63,6 +64,13 @@ def admit(
     if now >= route.expires_at_s:
         return Hold(f"nobody vouches for {route.primary.member} as primary any more")
     return Forward(route.primary, fenced=True)
+
+
+def _least_loaded(replicas: list[Endpoint], sessions: Mapping[str, int], turn: int) -> Endpoint:
+    """Short sessions leave no load behind: without the turn all of them would meet on one replica."""
+    replicas = sorted(replicas, key=lambda one: one.member)
+    first = turn % len(replicas)
+    return min(replicas[first:] + replicas[:first], key=lambda one: sessions.get(one.member, 0))
 
 
 def still_valid(route: Route | None, endpoint: Endpoint, now: float) -> bool:

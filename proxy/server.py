@@ -13,7 +13,8 @@ from typing import Protocol, cast
 from core.clock import Clock
 from core.routes import Endpoint
 from proxy.gate import Gate
-from proxy.postgres.server_side import Greeting, only_unasked, ready_state
+from proxy.postgres.frames import Boundary
+from proxy.postgres.server_side import Greeting, ready_state
 from proxy.sockets import close_soon, outgoing, read_on
 from proxy.table import Fence
 
@@ -46,7 +47,7 @@ class ServerLink(asyncio.Protocol):
         self._endpoint: Endpoint | None = None
         self._linger: asyncio.TimerHandle | None = None
         self.client_full = False  # the client does not keep up
-        self.between_messages = False
+        self._boundary = Boundary()
         self.idle = False  # not in a transaction, and asked nothing since
         self.bytes_out = 0
 
@@ -100,7 +101,6 @@ class ServerLink(asyncio.Protocol):
         if greeting.pid and self._cancel_key is None and self._endpoint is not None:
             self._cancel_key = (greeting.pid, greeting.key)
             self._cancels[self._cancel_key] = self._endpoint
-        self.between_messages = greeting.between_messages
         if greeting.done:
             self._greeting = None
         if greeting.answered and not self._first.done():
@@ -115,17 +115,11 @@ class ServerLink(asyncio.Protocol):
         if fence is not None and self._now() >= fence.until_s:
             client.cut()
         elif transport is not None and data:
-            if self._greeting is None:
-                self._look_where_it_stands(data)
+            self._boundary.feed(data)
+            if state := ready_state(data):
+                self.idle = state == IDLE
             self.bytes_out += len(data)
             transport.write(data)
-
-    def _look_where_it_stands(self, data: bytes) -> None:
-        state = ready_state(data)
-        if state:
-            self.between_messages, self.idle = True, state == IDLE
-        elif self.between_messages:
-            self.between_messages = only_unasked(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -146,6 +140,11 @@ class ServerLink(asyncio.Protocol):
         read_on(self._client.transport, True)
 
     # --- for the client's side ------------------------------------------------------------------------------------
+
+    @property
+    def may_be_told(self) -> bool:
+        """All that the client got so far is whole messages, and the last of them did not tell it the end already."""
+        return self._boundary.between and not self._boundary.after_error
 
     @property
     def lost(self) -> bool:

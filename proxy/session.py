@@ -23,7 +23,7 @@ from proxy.postgres.server_side import NOT_YET, TERMINATE
 from proxy.postgres.startup import Startup
 from proxy.routing import Forward, Hold, Refuse, admit
 from proxy.server import ServerLink
-from proxy.sockets import LINGER_S, close_soon
+from proxy.sockets import LINGER_S, part_with
 from proxy.table import Fence
 
 log = EventLog("proxy.session")
@@ -73,6 +73,10 @@ class Session(asyncio.Protocol):
     @property
     def bytes_out(self) -> int:
         return self._link.bytes_out if self._link is not None else 0
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
 
     @property
     def idle(self) -> bool:
@@ -175,6 +179,7 @@ class Session(asyncio.Protocol):
             sessions=self._table.loads(self.instance),
             now=self._now(),
             avoid=avoid,
+            turn=self._table.next_turn(),
         )
 
     async def _pause(self, why: str, until: float, pause_s: float, seen: int) -> bool:
@@ -265,7 +270,7 @@ class Session(asyncio.Protocol):
         if self._ended:
             return
         link = self._link
-        if link is not None and link.between_messages and self.transport is not None and not self._leaving:
+        if link is not None and link.may_be_told and self.transport is not None and not self._leaving:
             self.transport.write(farewell)
         self._close()
 
@@ -273,8 +278,7 @@ class Session(asyncio.Protocol):
         """Say no and close."""
         if self._ended:
             return
-        self._table.refused += 1
-        log.info("client_refused", client=self._address, instance=self.instance, why=why)
+        self._gate.refuses(client=self._address, instance=self.instance, why=why)
         if self.transport is not None:
             self.transport.write(message)
         self._close()
@@ -288,7 +292,7 @@ class Session(asyncio.Protocol):
         if self._link is not None:
             self._link.abort()
         if self.transport is not None:
-            self._linger = close_soon(self.transport)
+            self._linger = part_with(self.transport)
 
     def _settle(self) -> None:
         """Both sides are gone."""

@@ -16,6 +16,7 @@ KEEPALIVE_PROBES = 3
 BACKLOG = 1024
 IP_BIND_ADDRESS_NO_PORT = 24  # Linux; the name came with Python 3.12
 LINGER_S = 3.0  # for a closed connection to take what was still written to it
+LAST_WORD_S = 2.0  # for a client to read why it is closed
 
 
 def listener(address: str, port: int) -> socket.socket:
@@ -58,6 +59,15 @@ def close_soon(transport: asyncio.Transport) -> asyncio.TimerHandle:
     """Close once what was written has gone out, by force when the peer does not take it."""
     transport.close()
     return asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
+
+
+def part_with(transport: asyncio.Transport) -> asyncio.TimerHandle:
+    """Close a client that has been told why: what it still sends is read, for its protocol to ignore, until it closes.
+    A connection closed with bytes unread is reset, which may take the last word from the client before it is read."""
+    if not transport.is_closing():
+        transport.write_eof()
+        transport.resume_reading()
+    return asyncio.get_running_loop().call_later(LAST_WORD_S, transport.abort)
 
 
 def read_on(transport: asyncio.Transport | None, go: bool) -> None:

@@ -63,7 +63,7 @@ class Table:
         self._changed: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.waiting: Counter[str] = Counter()
-        self.refused = 0
+        self._turns = 0
         self.seq = 0
         self.version = 0  # grows with every table
         self.on_listeners: Callable[[], None] = lambda: None
@@ -121,6 +121,11 @@ class Table:
     def loads(self, instance: str) -> Counter[str]:
         """How many sessions each member of an instance has from here."""
         return self._loads.get(instance, Counter())
+
+    def next_turn(self) -> int:
+        """For `admit`."""
+        self._turns += 1
+        return self._turns
 
     def counts(self) -> dict[str, SessionCounts]:
         """For the report."""

@@ -20,7 +20,7 @@ from agent.ha import report
 from agent.ha.actions import Decision
 from agent.ha.decide import decide
 from agent.ha.election import may_grant
-from agent.ha.leaseclock import LeaseClock
+from agent.ha.leaseclock import LeaseClock, Vouching
 from agent.ha.operations import Operations
 from agent.ha.performer import Performer
 from agent.ha.syncset import Settling, settle
@@ -34,7 +34,7 @@ from core.errors import MoorageError, words
 from core.ids import MemberRef
 from core.log import EventLog
 from core.positions import Lsn, WalPosition
-from core.records import InstanceView, MemberDesired, MemberSecrets, SyncRecord
+from core.records import InstanceView, MemberDesired, MemberSecrets, ReplicationMode, SyncRecord
 from core.routes import Route
 from core.status import Role
 from protos.v1 import agent_pb2, peer_pb2
@@ -52,16 +52,17 @@ class Facts:
     """What this keeper remembers between turns; all of it is lost without harm when the agent ends."""
 
     promised_until: float = 0.0  # to a primary over the peer port
-    vouched: LeaderTrust = field(default_factory=LeaderTrust)  # the promise seen from the proxy's side
+    vouching: Vouching = field(default_factory=Vouching)  # the promises seen from the proxy's side
+    all_granted: int = 0  # this primary's last question that every member granted
     asked_peers_at: float = 0.0
     leaderless_since: float = 0.0
-    ballot_term: int = 0
     ballot_position: WalPosition = field(default_factory=WalPosition)
     standing_until: float = 0.0  # an Acquire may still take effect before
     probed_at: float = 0.0
     forks: tuple[Fork, ...] = ()  # of the timeline of `forks_of`
     forks_of: str = ""
     fenced_at: float = 0.0
+    streamed_at: float | None = None
     not_streaming_since: float = 0.0
     switchover_since: float = 0.0
     sync_sent: SyncRecord | None = None  # in the term `sync_sent_in`
@@ -124,6 +125,9 @@ class Keeper:
         if self.instance is not None and self.instance.leader not in (None, before):
             # Its answer tells how long the new leader may be relied upon: the route waits for that.
             self.node.kick_heartbeat()
+        own = next((m for m in self.instance.members if m.member == self.ref.member), None) if self.instance else None
+        if own is not None:
+            self.node.reporter.shown(self.ref, own)
         self.wake()
         self.node.routes_changed()
 
@@ -140,13 +144,13 @@ class Keeper:
     def member_nodes(self) -> frozenset[str]:
         return frozenset(member.node for member in self.instance.members) if self.instance else frozenset()
 
-    def grant_failsafe(self, *, primary: str, term: int, promise_s: float) -> str:
+    def grant_failsafe(self, *, primary: str, term: int, promise_s: float, ask: int, all_granted: int) -> str:
         """The rule is `election.may_grant`; a grant is remembered before it is given."""
         now = self.node.clock.now()
         refusal = may_grant(self.view(), asker=primary, term=term, standing=now < self.facts.standing_until, now=now)
         if not refusal:
             self.facts.promised_until = max(self.facts.promised_until, now + promise_s)
-            self.facts.vouched = LeaderTrust(term=term, member=primary, until=now + promise_s - CLIENT_MARGIN_S)
+            self.facts.vouching.granted(primary, term, ask=ask, all_granted=all_granted, promise_s=promise_s, now=now)
             self.node.routes_changed()
         return refusal
 
@@ -182,15 +186,15 @@ class Keeper:
     def remember_lease(self) -> None:
         """After every change of the lease clock: disk, guard and routes follow."""
         lease = self.lease.lease()
-        self.memory = replace(
-            self.memory,
-            term=lease.term,
-            renewed_at=lease.renewed_at,
-            fence_at=lease.fence_at,
-            spent=self.lease.spent,
+        self._remember(
+            replace(
+                self.memory,
+                term=lease.term,
+                renewed_at=lease.renewed_at,
+                fence_at=lease.fence_at,
+                spent=self.lease.spent,
+            )
         )
-        if self.dir.exists():
-            self.node.files.keep_memory(self.dir, self.memory)
         self._guard_wake.set()
         self.node.routes_changed()
 
@@ -259,9 +263,11 @@ class Keeper:
             promised_until=facts.promised_until,
             asked_peers_at=facts.asked_peers_at,
             leaderless_since=facts.leaderless_since,
-            ballot_term=facts.ballot_term,
+            ballot_term=self.memory.ballot_term if self.memory.ballot_store == self.node.store_id else 0,
             ballot_position=facts.ballot_position,
             spent_term=self.lease.spent,
+            streamed_at=facts.streamed_at,
+            followed_term=self.memory.followed_term,
             fenced_at=facts.fenced_at,
             not_streaming_since=facts.not_streaming_since,
             probed_at=facts.probed_at,
@@ -316,8 +322,45 @@ class Keeper:
         facts.not_streaming_since = (facts.not_streaming_since or now) if apart else 0.0
         if engine.state is EngineState.RUNNING:
             facts.fenced_at = 0.0
+        if engine.streaming:
+            facts.streamed_at = now
+        self._note_followed(now)
         primary = engine.state is EngineState.RUNNING and engine.role is Role.PRIMARY
         facts.settling = settle(facts.settling, engine.sync, engine.position.lsn, now) if primary else None
+
+    def _note_followed(self, now: float) -> None:
+        """The term whose log is being written or received at this moment."""
+        lease, leader = self.lease.lease(), self.instance.leader if self.instance else None
+        engine = self.engine
+        if engine.state is not EngineState.RUNNING:
+            return
+        if engine.role is Role.PRIMARY and lease.term and now < lease.fence_at:
+            self.follows_term(lease.term)
+        elif engine.role is Role.REPLICA and engine.streaming and leader and engine.upstream == leader.member:
+            self.follows_term(leader.term)
+
+    def follows_term(self, term: int) -> None:
+        """The data is of this term's log from now on. Kept durably: it decides whether timelines can be compared."""
+        if self.memory.followed_term is None or term > self.memory.followed_term:
+            self._remember(replace(self.memory, followed_term=term), durable=True)
+
+    def voted(self, term: int) -> None:
+        """A ballot for the election of `term` is about to be sent."""
+        self._remember(replace(self.memory, ballot_term=term, ballot_store=self.node.store_id), durable=True)
+
+    def known_term(self) -> int:
+        """Of the leader, as the hub told."""
+        leader = self.instance.leader if self.instance else None
+        return leader.term if leader else 0
+
+    def recorded_mode(self) -> ReplicationMode:
+        """The mode on record, which a new leader's record keeps."""
+        return self.instance.ha.sync.mode if self.instance else "async"
+
+    def _remember(self, memory: Memory, *, durable: bool = False) -> None:
+        self.memory = memory
+        if self.dir.exists():
+            self.node.files.keep_memory(self.dir, memory, durable=durable)
 
     def _log(self, decision: Decision) -> None:
         """Once for each new decision, not for each repetition of it."""
@@ -391,8 +434,7 @@ class Keeper:
             self._settled_generation = generation
             self.operations.note_success()
             if not self.memory.prepared:
-                self.memory = replace(self.memory, prepared=True)
-                self.node.files.keep_memory(self.dir, self.memory)
+                self._remember(replace(self.memory, prepared=True))
 
     async def _let_go(self) -> None:
         """Not wanted here any more, but never told to delete: stop, keep the data, say so."""
@@ -427,7 +469,8 @@ class Keeper:
 
     def _trust_in_others(self) -> LeaderTrust:
         told = self.node.leaders.get(self.ref.instance)
-        vouched = self.facts.vouched
+        vouching = self.facts.vouching
+        vouched = LeaderTrust(term=vouching.term, member=vouching.member, until=vouching.until)
         if told is None:
             return vouched
         by_hub = LeaderTrust(term=told.term, member=told.member, until=told.until - CLIENT_MARGIN_S)
@@ -459,8 +502,7 @@ class Keeper:
 
     def restarted(self, restart_id: int) -> None:
         """The engine was stopped for this restart; it is carried out once."""
-        self.memory = replace(self.memory, restart_id=restart_id)
-        self.node.files.keep_memory(self.dir, self.memory)
+        self._remember(replace(self.memory, restart_id=restart_id))
 
     # --- the guard ----------------------------------------------------------------------------------------------------
 

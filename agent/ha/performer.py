@@ -32,8 +32,9 @@ from agent.ha.actions import (
     StartReplica,
     Stop,
 )
+from agent.ha.leaseclock import ASK_TIMEOUT_S
 from agent.ha.view import OperationKind
-from agent.peer import position_message
+from agent.peer import Question, position_message
 from core.errors import ConflictError, MoorageError, words
 from core.log import EventLog
 from core.records import Ballot, PeerMember, SyncRecord, to_json
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 log = EventLog("agent.performer")
 HUB_TIMEOUT_S = 3.0
-PEER_TIMEOUT_S = 1.0
 FENCE_WITHIN_S = 1.0
 PROMISE_TTLS = 1.0  # a peer promises not to stand for so many TTLs
 
@@ -126,7 +126,9 @@ class Performer:
             case Clone():
                 keeper.operations.start(OperationKind.CLONE, self._clone(self.peer(action.source)), subject)
             case Rejoin():
-                keeper.operations.start(OperationKind.REJOIN, self._rejoin(self.peer(action.leader), anew=action.anew), subject)
+                keeper.operations.start(
+                    OperationKind.REJOIN, self._rejoin(self.peer(action.leader), anew=action.anew), subject
+                )
             case StartPrimary():
                 keeper.operations.start(OperationKind.START, keeper.driver.start_primary(), subject)
             case StartReplica():
@@ -155,11 +157,15 @@ class Performer:
         self._node.reporter.event("promoted", str(self._keeper.ref), f"primary in term {term}")
 
     async def _clone(self, source: PeerMember) -> None:
+        term = self._keeper.known_term()
         await self._keeper.driver.clone(source)
+        self._keeper.follows_term(term)
         await self._keeper.driver.start_replica(source)
 
     async def _rejoin(self, leader: PeerMember, *, anew: bool) -> None:
+        term = self._keeper.known_term()
         what = await self._keeper.driver.rejoin(leader, anew=anew)
+        self._keeper.follows_term(term)
         self._node.reporter.event("rejoined", str(self._keeper.ref), what)
 
     async def fence(self) -> None:
@@ -222,6 +228,9 @@ class Performer:
             return
         keeper.lease.acquired(answer.term, sent_at, lease.ttl_s)
         keeper.remember_lease()
+        # The transaction that made it the leader has written exactly this record: no need to send it once more.
+        keeper.facts.sync_sent = SyncRecord(mode=keeper.recorded_mode())
+        keeper.facts.sync_sent_in = answer.term
         self._node.kick_heartbeat()
         log.info("leadership_acquired", member=str(keeper.ref), term=answer.term)
 
@@ -258,9 +267,10 @@ class Performer:
             no_failover=keeper.desired.no_failover,
         )
         request = pb.CastBallotRequest(ballot_json=to_json(ballot), id=self._id())
+        # Remembered before it is sent: it may count although no answer comes, also after a restart of this agent.
+        keeper.voted(action.term)
         answer = await self._node.link.call(lambda stub: stub.CastBallot, request, timeout_s=HUB_TIMEOUT_S)
         if answer.cast:
-            keeper.facts.ballot_term = action.term
             keeper.facts.ballot_position = action.position
 
     async def _update_ha(self, term: int, *, sync_json: bytes | None = None, system_id: str | None = None) -> None:
@@ -293,17 +303,19 @@ class Performer:
         keeper = self._keeper
         asked_at = self._node.clock.now()
         keeper.facts.asked_peers_at = asked_at
-        promise_s = PROMISE_TTLS * self._node.lease.ttl_s
-        refusals = await self._node.peers.all_grant(
-            keeper.ref.instance,
-            me=keeper.ref.member,
+        question = Question(
+            primary=keeper.ref,
             term=term,
-            peers=keeper.view().peers,
-            promise_s=promise_s,
-            timeout_s=PEER_TIMEOUT_S,
+            promise_s=PROMISE_TTLS * self._node.lease.ttl_s,
+            ask=int(asked_at * 1000),
+            all_granted=keeper.facts.all_granted,
         )
+        refusals = await self._node.peers.all_grant(question, keeper.view().peers, timeout_s=ASK_TIMEOUT_S)
+        if self._node.clock.now() - asked_at > ASK_TIMEOUT_S:
+            refusals = refusals or "the answers came too late"
         if refusals:
             log.warning("failsafe_refused", member=str(keeper.ref), term=term, why=refusals)
             return
-        keeper.lease.granted(asked_at, promise_s)
+        keeper.facts.all_granted = question.ask
+        keeper.lease.granted(asked_at, question.promise_s)
         keeper.remember_lease()

@@ -10,5 +10,5 @@
     store      writing, done when the mirror shows it
     messages, options, errors                               gRPC's side of it
 
-Readers of the hub use the mirror's dictionaries, writers the store; only leases and linearizable reads go to the client.
+Readers use the mirror's dictionaries, writers the store; only leases and linearizable reads go to the client.
 """

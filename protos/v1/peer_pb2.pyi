@@ -27,12 +27,20 @@ class FailsafePingRequest(message.Message):
     TERM_FIELD_NUMBER: builtins.int
     ASKED_MEMBER_FIELD_NUMBER: builtins.int
     PROMISE_MS_FIELD_NUMBER: builtins.int
+    ASK_FIELD_NUMBER: builtins.int
+    ALL_GRANTED_FIELD_NUMBER: builtins.int
     term: builtins.int
     """Its term."""
     asked_member: builtins.str
     """The member that is asked."""
     promise_ms: builtins.int
     """Milliseconds the promise is to last, counted by the peer from when it answers."""
+    ask: builtins.int
+    """Number of this question, unique for this primary and growing: its monotonic milliseconds when it asked."""
+    all_granted: builtins.int
+    """Number of its last question that every member granted in time; 0 = none. By it, and only by it, clients may be sent
+    to a primary that goes on by promises alone.
+    """
     @builtins.property
     def primary(self) -> common_pb2.MemberId:
         """The primary that asks."""
@@ -44,10 +52,12 @@ class FailsafePingRequest(message.Message):
         term: builtins.int = ...,
         asked_member: builtins.str = ...,
         promise_ms: builtins.int = ...,
+        ask: builtins.int = ...,
+        all_granted: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["primary", b"primary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["asked_member", b"asked_member", "primary", b"primary", "promise_ms", b"promise_ms", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["all_granted", b"all_granted", "ask", b"ask", "asked_member", b"asked_member", "primary", b"primary", "promise_ms", b"promise_ms", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

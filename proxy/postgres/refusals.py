@@ -24,6 +24,7 @@ SHUTDOWN = error("57P01", "terminating connection: the proxy is stopping", "Conn
 STARTUP_TIMEOUT = error("08006", "the client did not complete its startup in time")
 TOO_MANY = error("53300", "sorry, too many clients at this proxy already", "Connect to another node's proxy.")
 TLS_REQUIRED = error("28000", "this instance accepts TLS connections only", "Use sslmode=require or stronger.")
+NO_ALPN = error("08P01", "direct TLS must name the protocol `postgresql` by ALPN", "Use sslnegotiation=postgres.")
 STUFFED = error("08P01", "received unencrypted data after a TLS request")
 TOO_MANY_WAIT = error("53300", "too many clients wait for a primary of this instance already", "Try again later.")
 STOPPING = error("57P03", "the proxy is stopping", "Connect to another node's proxy.")

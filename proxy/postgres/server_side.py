@@ -1,7 +1,6 @@
-"""What the proxy must see of a server's words: the first answer, the cancel key, whether it stands between two.
+"""What the proxy must understand of a server's words: the first answer, the cancel key, whether a transaction is open.
 
-Only the start of a session is read message by message. Afterwards one look at the end of each buffer is enough: a
-buffer that ends in ReadyForQuery leaves the client between messages, where an error of the proxy's own can be told.
+Only the start of a session is read message by message. Where messages end afterwards is for `frames` to tell.
 """
 
 from __future__ import annotations
@@ -9,14 +8,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-READY_BYTES = 6
-READY = frozenset(b"Z\0\0\0\x05" + state for state in (b"I", b"T", b"E"))
+from proxy.postgres.frames import READY, READY_BYTES
+
 TERMINATE = b"X\0\0\0\x04"  # the client's last message
 MAX_GREETING_BYTES = 64 << 10  # of one message before the first ReadyForQuery; more is no server of ours
-MAX_UNASKED_BYTES = 4 << 10  # what a server says to an idle client is short
 NOT_YET = frozenset({"57P01", "57P02", "57P03"})  # going down, crashed, not accepting connections yet
+PRELUDE = frozenset(b"vN")  # what may come before the answer that counts: NegotiateProtocolVersion, notices
 LAST_OF_GREETING = frozenset(b"ZE")  # ready for queries, or an error, after which the server closes
-UNASKED = frozenset(b"NSA")  # notice, parameter status, notification: may come to an idle client
 
 
 def ready_state(data: bytes) -> int:
@@ -29,26 +27,12 @@ def ready_state(data: bytes) -> int:
     return tail[5] if tail in READY else 0
 
 
-def only_unasked(data: bytes) -> bool:
-    """Whether the buffer is whole messages that do not end a client's idleness. A server's own last word, an error to
-    an idle client, is not among them: it needs none of the proxy's after it."""
-    if len(data) > MAX_UNASKED_BYTES:
-        return False
-    at = 0
-    while at + 5 <= len(data) and data[at] in UNASKED:
-        (length,) = struct.unpack_from("!I", data, at + 1)
-        if length < 4:
-            return False
-        at += 1 + int(length)
-    return at == len(data)
-
-
 @dataclass(slots=True)
 class Greeting:
     """Reads the server's messages up to the first ReadyForQuery.
 
     `answered` with the first message that says whether the server takes the client: what it offers instead of a newer
-    protocol (`v`) does not.
+    protocol (`v`), or a notice, does not.
     """
 
     answered: bool = False
@@ -58,11 +42,6 @@ class Greeting:
     key: bytes = field(default=b"", repr=False)
     _buffer: bytearray = field(default_factory=bytearray)
     _last: int = 0
-
-    @property
-    def between_messages(self) -> bool:
-        """Whether the client could be told something now: a message is whole, and it was no error (which ends it)."""
-        return not self._buffer and self._last != ord("E")
 
     def feed(self, data: bytes | bytearray) -> None:
         """Take what came; does nothing once `done`."""
@@ -86,7 +65,7 @@ class Greeting:
 
     def _message(self, kind: int, body: bytes) -> None:
         self._last = kind
-        if kind == ord("v"):
+        if kind in PRELUDE:
             return
         if kind == ord("K") and len(body) >= 8:
             (self.pid,) = struct.unpack_from("!I", body)

@@ -18,12 +18,13 @@ GSSENC_REQUEST = 80877104
 CANCEL_REQUEST = 80877102
 PROTOCOL_MAJOR = 3
 TLS_HANDSHAKE_RECORD = 0x16  # first byte of a ClientHello; of a length it would make 369 MB
-DIRECT_TLS = "TLS without asking first (sslnegotiation=direct) is not spoken here: use sslnegotiation=postgres"
 
 
 @dataclass(frozen=True, slots=True)
 class DirectTls:
-    """A TLS handshake without a request before it."""
+    """A TLS handshake without a request before it (sslnegotiation=direct). `hello`: what has come of it."""
+
+    hello: bytes = field(repr=False)
 
 
 class Wish(Enum):
@@ -71,7 +72,7 @@ First = Wish | Cancel | Startup | DirectTls | Malformed
 def read_first(buffer: bytes | bytearray) -> tuple[First, int] | None:
     """The first packet of `buffer` and how many bytes it took; None while it is not whole yet."""
     if buffer[:1] == bytes((TLS_HANDSHAKE_RECORD,)):
-        return DirectTls(), len(buffer)
+        return DirectTls(bytes(buffer)), len(buffer)
     if len(buffer) < 4:
         return None
     (length,) = struct.unpack_from("!I", buffer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -410,6 +411,16 @@ async def test_a_servers_own_last_word_is_not_followed_by_another(proxy, servers
     rest = await client.rest()
     client.close()
     assert rest.count(b"57P01") == 1
+
+
+async def test_a_client_in_the_middle_of_a_copy_is_told_57p01(proxy, servers):
+    await proxy.serve(servers[0])
+    client = await RawClient.connect(proxy.rw_port)
+    client.send(query("COPY written FROM STDIN"))
+    await client.until("G")
+    client.send(b"d" + struct.pack("!I", 8) + b"471\n")
+    await proxy.send(proxy.route(None))
+    assert await told(client) == GOING_DOWN
 
 
 async def test_an_idle_client_that_was_notified_is_still_idle(proxy, servers):

@@ -37,9 +37,9 @@ def some_txn(dice: random.Random, store: Store) -> txns.Txn:
         *(e.mod_revision for e in store.entries.values()),
         *(e.create_revision for e in store.entries.values()),
     ]
-    compares = [
-        dice.choice([txns.ModIs, txns.CreatedIs])(dice.choice(names), dice.choice(revisions))
-        for _ in range(dice.randint(0, 2))
+    kinds: list[type[txns.ModIs] | type[txns.CreatedIs]] = [txns.ModIs, txns.CreatedIs]
+    compares: list[txns.Compare] = [
+        dice.choice(kinds)(dice.choice(names), dice.choice(revisions)) for _ in range(dice.randint(0, 2))
     ]
     touched = dice.sample(names, dice.randint(0, 3))
     then: list[txns.Op] = [

@@ -22,8 +22,8 @@ EXPIRED = replace(ROUTE, expires_at_s=NOW)
 PAUSED = replace(ROUTE, paused=True)
 
 
-def verdict(route, *, read_only=False, client="10.1.2.3", sessions=None, avoid=()):
-    return admit(route, read_only=read_only, client=client, sessions=sessions or {}, now=NOW, avoid=avoid)
+def verdict(route, *, read_only=False, client="10.1.2.3", sessions=None, avoid=(), turn=0):
+    return admit(route, read_only=read_only, client=client, sessions=sessions or {}, now=NOW, avoid=avoid, turn=turn)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,13 @@ def test_writers_go_to_a_primary_that_is_vouched_for_or_wait(route, expected):
 )
 def test_readers_go_to_the_least_loaded_replica_and_fall_back_to_the_primary(route, sessions, avoid, expected):
     assert verdict(route, read_only=True, sessions=sessions, avoid=avoid) == expected
+
+
+@pytest.mark.parametrize(
+    ("turn", "sessions", "expected"), [(0, {}, M2), (1, {}, M3), (2, {}, M2), (1, {"m3": 1}, M2), (0, {"m2": 1}, M3)]
+)
+def test_equal_replicas_are_taken_in_turn(turn, sessions, expected):
+    assert verdict(ROUTE, read_only=True, sessions=sessions, turn=turn) == Forward(expected, fenced=False)
 
 
 @pytest.mark.parametrize("read_only", [False, True])

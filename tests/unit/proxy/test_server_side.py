@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.postgres.refusals import error
-from proxy.postgres.server_side import MAX_GREETING_BYTES, Greeting, only_unasked, ready_state
+from proxy.postgres.server_side import MAX_GREETING_BYTES, Greeting, ready_state
 
 
 def message(kind: str, body: bytes = b"") -> bytes:
@@ -34,23 +34,24 @@ def heard(*chunks: bytes) -> Greeting:
 
 
 def gist(greeting: Greeting) -> tuple[object, ...]:
-    return greeting.answered, greeting.done, greeting.refusal, greeting.pid, greeting.key, greeting.between_messages
+    return greeting.answered, greeting.done, greeting.refusal, greeting.pid, greeting.key
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (ACCEPTED, (True, True, "", 256, b"abcd", True)),
-        (OLDER + ACCEPTED, (True, True, "", 256, b"abcd", True)),
-        (AUTH_OK + LONG_KEY + READY, (True, True, "", 256, b"k" * 256, True)),
-        (error("57P03", "starting up"), (True, True, "57P03", 0, b"", False)),
-        (OLDER + error("57P03", "starting up"), (True, True, "57P03", 0, b"", False)),
-        (message("R", b"\0\0\0\x0a") + error("28P01", "no"), (True, True, "", 0, b"", False)),
-        (OLDER, (False, False, "", 0, b"", True)),
-        (AUTH_OK[:7], (False, False, "", 0, b"", False)),
-        (b"HTTP/1.1 400", (True, True, "", 0, b"", False)),
-        (message("R")[:1] + struct.pack("!I", MAX_GREETING_BYTES + 1), (True, True, "", 0, b"", False)),
-        (b"R\0\0\0\3", (True, True, "", 0, b"", False)),
+        (ACCEPTED, (True, True, "", 256, b"abcd")),
+        (OLDER + ACCEPTED, (True, True, "", 256, b"abcd")),
+        (AUTH_OK + LONG_KEY + READY, (True, True, "", 256, b"k" * 256)),
+        (error("57P03", "starting up"), (True, True, "57P03", 0, b"")),
+        (OLDER + error("57P03", "starting up"), (True, True, "57P03", 0, b"")),
+        (message("R", b"\0\0\0\x0a") + error("28P01", "no"), (True, True, "", 0, b"")),
+        (OLDER, (False, False, "", 0, b"")),
+        (message("N", b"SNOTICE\0\0") + error("57P03", "starting up"), (True, True, "57P03", 0, b"")),
+        (AUTH_OK[:7], (False, False, "", 0, b"")),
+        (b"HTTP/1.1 400", (True, True, "", 0, b"")),
+        (message("R")[:1] + struct.pack("!I", MAX_GREETING_BYTES + 1), (True, True, "", 0, b"")),
+        (b"R\0\0\0\3", (True, True, "", 0, b"")),
     ],
 )
 def test_a_greeting_is_understood(data, expected):
@@ -83,19 +84,3 @@ def test_the_end_of_a_buffer_tells_the_state_of_the_transaction(data, state):
 @pytest.mark.parametrize("data", [b"", b"Z", READY[:-1], READY + b"x", message("C", b"SELECT 1\0"), message("Z", b"x")])
 def test_any_other_end_tells_nothing(data):
     assert ready_state(data) == 0
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (PARAMETER, True),
-        (message("N", b"SNOTICE\0\0") + message("A", b"\0\0\0\1a\0b\0"), True),
-        (PARAMETER[:-1], False),
-        (PARAMETER + message("D", b"\0\0"), False),
-        (error("57P01", "going down"), False),
-        (b"S\0\0\0\3", False),
-        (message("S", b"x" * 5000), False),
-    ],
-)
-def test_what_comes_unasked_leaves_a_client_idle_and_nothing_else_does(data, expected):
-    assert only_unasked(data) is expected

@@ -92,7 +92,10 @@ def test_what_is_not_this_protocol_is_malformed(data, why):
 
 
 def test_direct_tls_is_recognised_by_its_first_byte():
-    assert read_first(b"\x16") == (DirectTls(), 1)
+    found = read_first(b"\x16\x03\x01")
+    assert found is not None
+    assert isinstance(found[0], DirectTls)
+    assert (found[0].hello, found[1]) == (b"\x16\x03\x01", 3)
 
 
 def test_an_empty_value_is_a_value():

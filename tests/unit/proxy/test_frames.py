@@ -1,0 +1,106 @@
+"""Where messages end in the stream from server to client."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.postgres.frames import READY, READY_BYTES, WALK_BYTES_MAX, Boundary
+
+
+def message(kind: str, body: bytes = b"") -> bytes:
+    return kind.encode() + struct.pack("!I", len(body) + 4) + body
+
+
+IDLE = message("Z", b"I")
+LARGE = message("D", b"r" * (WALK_BYTES_MAX + 100))
+STREAM = st.lists(
+    st.tuples(st.sampled_from("RSKZTDCENAGHsn1"), st.binary(max_size=60) | st.just(b"x" * (WALK_BYTES_MAX + 7))).map(
+        lambda pair: message(*pair)
+    ),
+    max_size=25,
+)
+
+
+def after(*chunks: bytes) -> Boundary:
+    boundary = Boundary()
+    for chunk in chunks:
+        boundary.feed(chunk)
+    return boundary
+
+
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
+
+
+def naive(data: bytes) -> bool:
+    """Whether the bytes are whole messages."""
+    at = 0
+    while at + 5 <= len(data):
+        at += 1 + struct.unpack_from("!I", data, at + 1)[0]
+    return at == len(data)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "between"),
+    [
+        ([], True),
+        ([IDLE], True),
+        ([message("R", b"\0\0\0\x0a")], True),
+        ([message("G", b"\0\0\0")], True),
+        ([message("1") + message("t", b"\0\0")], True),
+        ([IDLE[:3]], False),
+        ([IDLE[:3], IDLE[3:]], True),
+        ([message("D", b"abc")[:-1]], False),
+        ([LARGE[:100], LARGE[100:-1]], False),
+        ([LARGE[:100], LARGE[100:]], True),
+        ([LARGE], False),
+        ([LARGE, message("C", b"SELECT 1\0")], False),
+        ([LARGE, message("C", b"SELECT 1\0") + IDLE], True),
+        ([LARGE, IDLE[:2], IDLE[2:]], True),
+        ([LARGE, b"Z", b"\0\0\0", b"\x05T"], True),
+        ([b"Z\0\0\0\3"], False),
+    ],
+)
+def test_the_place_is_known_or_said_to_be_lost(chunks, between):
+    assert after(*chunks).between is between
+
+
+@given(STREAM, st.lists(st.integers(0), max_size=30))
+def test_it_never_says_yes_inside_a_message(messages, cuts):
+    data = b"".join(messages)
+    boundary, seen = Boundary(), b""
+    for chunk in split(data, cuts):
+        boundary.feed(chunk)
+        seen += chunk
+        lucky = chunk[-READY_BYTES:] in READY or seen[-READY_BYTES:] in READY
+        assert not boundary.between or naive(seen) or lucky
+
+
+@given(STREAM, st.lists(st.integers(0), max_size=30))
+def test_small_buffers_are_followed_exactly(messages, cuts):
+    data = b"".join(piece for piece in messages if len(piece) < WALK_BYTES_MAX)[:WALK_BYTES_MAX]
+    boundary, seen = Boundary(), b""
+    for chunk in split(data, cuts):
+        boundary.feed(chunk)
+        seen += chunk
+        assert boundary.between is naive(seen) or seen[-READY_BYTES:] in READY
+
+
+def test_an_error_is_the_last_word_until_something_follows_it():
+    refused = message("E", b"SFATAL\0\0")
+    assert after(IDLE, refused).after_error
+    assert after(IDLE, refused[:4], refused[4:]).after_error
+    assert not after(IDLE, refused[:9]).after_error
+    assert not after(IDLE, refused, IDLE).after_error
+    assert not after(refused, LARGE, IDLE).after_error
+
+
+@given(st.lists(st.binary(max_size=40), max_size=10))
+def test_any_bytes_are_followed_without_growing(chunks):
+    assert len(after(*chunks)._head) < READY_BYTES
