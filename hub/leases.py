@@ -1,11 +1,12 @@
 """Node leases: granting, renewing, and how long somebody else's lease will last at least.
 
 Why a confirmed renewal may be relied on. The agent counts its lease from when it sent the heartbeat, so from before
-anything here happens. Here the lease is kept alive, and only after that answer has come a linearizable read is
+anything happens here. Here the lease is kept alive, and only after that answer has come a linearizable read is
 *started* that must find every leader key of the lease in the same life as before. A keepalive alone proves nothing: an
 etcd leader that hangs goes on confirming keepalives which its successor does not honour (etcd #15247); such a leader
-cannot answer a linearizable read. The read is a transaction of compares without writes: one request however many keys,
-and no disk write. A confirmation speaks for the leader keys that this hub knows to hang on the lease, and no others.
+cannot answer a linearizable read, and when the read goes to another member its raft term is another. The read is a
+transaction of compares without writes: one request however many keys, and no disk write. A confirmation speaks for the
+leader keys that this hub knows to hang on the lease, and no others.
 
 A lease that carries no leader key is not renewed. Nobody has a reason to rely on it, and somebody who does so all the
 same (its key was deleted under it) is told nothing that would let him go on; the lease runs out, and the next
@@ -76,13 +77,13 @@ class LeaseBook:
             return Renewal.UNCONFIRMED if await self._client.time_to_live(lease_id) > 0 else Renewal.GONE
         started = self._clock.now()
         try:
-            ttl_s = await self._client.keepalive(lease_id)
+            kept = await self._client.renew(lease_id)
         except LeaseGone:
             self._lines.pop(lease_id, None)
             return Renewal.GONE
-        if not await self._still_there(leader_keys):
+        if not await self._still_there(leader_keys, raft_term=kept.raft_term):
             return Renewal.UNCONFIRMED
-        self._lines[lease_id] = _Line(until=started + ttl_s, ask_after=started + ttl_s / 2)
+        self._lines[lease_id] = _Line(until=started + kept.ttl_s, ask_after=started + kept.ttl_s / 2)
         return Renewal.CONFIRMED
 
     def remaining_s(self, lease_id: int) -> float:
@@ -114,11 +115,12 @@ class LeaseBook:
             pass  # what was known before still holds: it runs out by itself
         self._lines[lease_id] = _Line(until, started + ASK_EVERY_S)
 
-    async def _still_there(self, leader_keys: Sequence[CreatedIs]) -> bool:
-        """Whether a linearizable read, started now, finds all keys in the life given."""
+    async def _still_there(self, leader_keys: Sequence[CreatedIs], *, raft_term: int = 0) -> bool:
+        """Whether a linearizable read, started now, finds all keys in the life given; in this raft term, unless 0."""
         for start in range(0, len(leader_keys), COMPARES_MAX):
             read = Txn(compares=tuple(leader_keys[start : start + COMPARES_MAX]), then=())
-            if not (await self._client.commit(read)).succeeded:
+            found = await self._client.commit(read)
+            if not found.succeeded or raft_term not in (0, found.raft_term):
                 return False
         return True
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,12 +24,12 @@ from core.backoff import Backoff
 from core.clock import SystemClock
 from core.errors import UserError
 from hub.etcd import watch
-from hub.etcd.errors import UNCLEAR, EtcdUnavailable, LeaseGone, is_too_large, translated
+from hub.etcd.errors import UNCLEAR, Compacted, EtcdUnavailable, LeaseGone, is_too_large, translated
 from hub.etcd.keys import prefix_end
 from hub.etcd.members import EtcdMember, EtcdMembers, EtcdTls
 from hub.etcd.messages import KeyValue, has_effect, key_bytes, key_value, read_request, txn_request
-from hub.etcd.txns import Delete, Put, Txn
-from hub.etcd.watch import WatchBatch, WatchEvent
+from hub.etcd.txns import Delete, ModIs, Put, Txn
+from hub.etcd.watch import Reading, WatchBatch, WatchEvent
 from protos.etcd import rpc_pb2
 
 __all__ = ["Commit", "EtcdClient", "EtcdTls", "KeyValue", "Survey", "WatchBatch", "WatchEvent"]
@@ -55,6 +56,15 @@ class Commit:
     succeeded: bool
     revision: int
     made_revision: bool = False
+    raft_term: int = 0  # of the member that answered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptAlive:
+    """A renewal of a lease as etcd confirms it."""
+
+    ttl_s: int
+    raft_term: int  # of the member that answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +93,10 @@ class EtcdClient:
         response = await self._call(lambda to: to.kv.Range, rpc_pb2.RangeRequest(key=key_bytes(key)))
         return key_value(response.kvs[0]) if response.kvs else None
 
-    async def read(self, keys: Iterable[str]) -> tuple[dict[str, KeyValue], int]:
-        """Those of the keys that exist, and the one revision they were read at; linearizable."""
+    async def read(self, keys: Iterable[str], *, revision: int = 0) -> tuple[dict[str, KeyValue], int]:
+        """Those of the keys that exist, and the one revision they were read at: the one given, or (0) the present one,
+        linearizable. Compacted when etcd has forgotten the one given."""
         found: dict[str, KeyValue] = {}
-        revision = 0
         wanted = list(dict.fromkeys(keys))
         for start in range(0, len(wanted), READ_KEYS_MAX):
             request = read_request(wanted[start : start + READ_KEYS_MAX], revision)
@@ -128,9 +138,9 @@ class EtcdClient:
         """The highest mod_revision below the prefix; 0 when there is no key."""
         return (await self.survey(prefix)).newest
 
-    def watch(self, prefix: str, *, after: int) -> AsyncGenerator[WatchBatch, None]:
+    def watch(self, prefix: str, *, after: int, reading: Reading | None = None) -> AsyncGenerator[WatchBatch, None]:
         """Every change with a revision above `after`, each exactly once; see `hub.etcd.watch`."""
-        return watch.watch(self._members, prefix, after=after)
+        return watch.watch(self._members, prefix, after=after, reading=reading)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -139,10 +149,12 @@ class EtcdClient:
         unclear failure (no answer, a broken connection): once it has taken effect its compares do not hold any more,
         unless somebody else has undone it.
 
-        If the first sending had taken effect unseen, the next one does not succeed. Then what lies in etcd tells: when
-        every key it puts has its value and lease, and every key it deletes is absent, it is counted as succeeded. This
-        errs to one side: when others changed these keys again in between, a success is told as a failure, which
-        callers answer by looking anew. The other way round it would take somebody else to write the very same bytes.
+        If the first sending had taken effect unseen, the next one does not succeed. Then etcd's history tells: when at
+        the first change of a key that it compares and writes, every key it puts has its value and lease, and every key
+        it deletes is absent, it was this transaction, whatever others have written since. For keys that it compares
+        as absent no such revision is known, and what lies there now is taken: should others have changed it again in
+        between, a success is told as a failure, which callers answer by looking anew. The other way round it would
+        take somebody else to write the very same bytes.
         """
         request = txn_request(txn)
         attempts = ATTEMPTS if txn.compares else 1
@@ -158,7 +170,10 @@ class EtcdClient:
                 await asyncio.sleep(backoff.next_delay())
                 continue
             commit = Commit(
-                succeeded=response.succeeded, revision=response.header.revision, made_revision=has_effect(response)
+                succeeded=response.succeeded,
+                revision=response.header.revision,
+                made_revision=has_effect(response),
+                raft_term=response.header.raft_term,
             )
             if commit.succeeded or attempt == 1:
                 return commit
@@ -169,15 +184,37 @@ class EtcdClient:
         """The outcome of a transaction that was refused after a sending whose fate is unknown."""
         puts = [op for op in txn.then if isinstance(op, Put)]
         deletes = [op.key for op in txn.then if isinstance(op, Delete)]  # a prefix may have been filled anew: no proof
-        found, revision = await self.read([*(op.key for op in puts), *deletes])
-        if not (puts or deletes) or any(key in found for key in deletes):
+        if not (puts or deletes):
+            return refused
+        touched = [*(op.key for op in puts), *deletes]
+        compared = {compare.key: compare.revision for compare in txn.compares if isinstance(compare, ModIs)}
+        witness = next((key for key in touched if compared.get(key)), None)
+        first = await self._first_change(witness, after=compared[witness]) if witness is not None else 0
+        try:
+            found, revision = await self.read(touched, revision=first)
+        except Compacted:
+            raise EtcdUnavailable("it cannot be told any more whether the change was made", object="etcd") from None
+        if any(key in found for key in deletes):
             return refused
         for op in puts:
             there = found.get(op.key)
             if there is None or there.value != op.value or there.lease_id != op.lease_id:
                 return refused
-        made = max((found[op.key].mod_revision for op in puts), default=0)
+        made = max((found[op.key].mod_revision for op in puts), default=first)
         return Commit(succeeded=True, revision=made or revision, made_revision=made > 0)
+
+    async def _first_change(self, key: str, *, after: int) -> int:
+        """The revision of the first change of the key after `after`; 0 = it cannot be told. If a transaction that
+        compares the key with `after` took effect, it was there: whatever came first made the compare fail for ever."""
+        try:
+            async with asyncio.timeout(self._timeout_s), aclosing(self.watch(key, after=after)) as batches:
+                async for batch in batches:
+                    for event in batch.events:
+                        if event.key == key:
+                            return event.mod_revision
+        except (TimeoutError, Compacted):
+            pass
+        return 0
 
     async def delete_prefix(self, prefix: str) -> int:
         """Delete all keys with the prefix; how many there were. Sent once: a repetition could hit what is newer."""
@@ -193,7 +230,11 @@ class EtcdClient:
         return response.ID
 
     async def keepalive(self, lease_id: int) -> int:
-        """Renew once; remaining seconds as etcd says. LeaseGone when there is no such lease.
+        """Renew once; remaining seconds as etcd says. See `renew`."""
+        return (await self.renew(lease_id)).ttl_s
+
+    async def renew(self, lease_id: int) -> KeptAlive:
+        """Renew once. LeaseGone when there is no such lease.
 
         Not repeated on failure: the caller counts from when it asked, and asks again itself.
         """
@@ -202,7 +243,7 @@ class EtcdClient:
             raise EtcdUnavailable("the renewal's stream ended without an answer", object="etcd")
         if response.TTL <= 0:
             raise LeaseGone("no such lease", object=f"lease {lease_id:x}")
-        return response.TTL
+        return KeptAlive(ttl_s=response.TTL, raft_term=response.header.raft_term)
 
     async def _renewed(self, lease_id: int) -> rpc_pb2.LeaseKeepAliveResponse | None:
         """Etcd's answer to one renewal, on a stream of its own (the protocol has no single call for it)."""

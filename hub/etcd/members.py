@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class EtcdMembers:
         credentials = tls.credentials() if tls is not None else None
         self._members = [EtcdMember(endpoint, credentials) for endpoint in endpoints]
         self._clock = clock
-        self._turn = 0
+        self._turn = random.randrange(len(self._members))  # not all hubs watch at the same member
 
     async def aclose(self) -> None:
         for member in self._members:
@@ -127,6 +128,10 @@ class EtcdMembers:
                     log.warning("etcd_member_suspected", endpoint=member.endpoint, unanswered_s=round(now - started, 1))
                 member.suspected_until = now + SUSPECT_FOR_S
             raise
+
+    def suspect(self, member: EtcdMember) -> None:
+        """It takes part no more, whatever its connection says: pass it over for a while."""
+        member.suspected_until = self._clock.now() + SUSPECT_FOR_S
 
 
 def target_of(endpoint: str) -> str:

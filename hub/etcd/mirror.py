@@ -23,6 +23,7 @@ from hub.etcd import keys
 from hub.etcd.client import EtcdClient, KeyValue
 from hub.etcd.contents import Changes, Contents, Versioned
 from hub.etcd.errors import Compacted, EtcdUnavailable
+from hub.etcd.watch import Reading
 
 __all__ = ["Changes", "Mirror", "StaleMirror", "Versioned"]
 
@@ -30,6 +31,9 @@ log = EventLog("hub.mirror")
 CHECK_EVERY_S = 30.0
 BEHIND_MAX_S = 15.0  # a watch this far behind an answering etcd is dead, whatever its stream says
 LIST_PAUSE_S = 0.5
+REOPEN_AFTER_S = 1.5  # what etcd has and the watch has not brought by then is looked for at another member
+PROBE_EVERY_S = 2.0  # with up to five members each is asked at least every 10 s, which keeps its pings harmless
+REOPEN_PAUSE_MAX_S = 60.0
 
 
 class StaleMirror(MoorageError):
@@ -50,6 +54,8 @@ class Mirror(Contents):
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self.synced = asyncio.Event()
         self.revision = 0
+        self._reading = Reading()
+        self._reopened_at = -REOPEN_AFTER_S
 
     def subscribe(self, callback: Callable[[Changes], None]) -> Callable[[], None]:
         """Call back after each batch, synchronously; returns the way to stop."""
@@ -82,6 +88,9 @@ class Mirror(Contents):
         self._waiting.append(entry)
         try:
             async with asyncio.timeout(timeout_s):
+                await asyncio.wait([future], timeout=REOPEN_AFTER_S)
+                if not future.done():
+                    self._reopen()
                 await future
         except TimeoutError as error:
             raise TimedOutError(
@@ -95,6 +104,7 @@ class Mirror(Contents):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="mirror watch")
             group.create_task(self._check(), name="mirror check")
+            group.create_task(self._probe(), name="mirror probe")
 
     # --- following ------------------------------------------------------------------------------------------------
 
@@ -105,7 +115,8 @@ class Mirror(Contents):
             del found  # the watch lasts for ever; a second copy of everything need not
             self.synced.set()
             try:
-                async with aclosing(self._client.watch(keys.ROOT, after=self.revision)) as batches:
+                batches = self._client.watch(keys.ROOT, after=self.revision, reading=self._reading)
+                async with aclosing(batches):
                     async for batch in batches:
                         self._publish(max(self.revision, batch.revision), self.apply_all(batch.events))
             except Compacted as error:
@@ -128,6 +139,33 @@ class Mirror(Contents):
         for shown, future in self._waiting:
             if not future.done() and shown():
                 future.set_result(None)
+
+    def _reopen(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._reopened_at >= REOPEN_AFTER_S:
+            self._reopened_at = now
+            self._reading.reopen()
+
+    async def _probe(self) -> None:
+        """Find a watch that has gone quiet long before its connection is given up: a leader's lease may be expiring
+        unseen. Writes of others in the same etcd look like a quiet watch, so the pause grows while reopening is in
+        vain."""
+        await self.synced.wait()
+        pause_s, again_at = PROBE_EVERY_S, 0.0
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            try:
+                _, revision = await self._client.read([keys.STORE_ID])
+            except EtcdUnavailable:
+                continue
+            if self.revision < revision:
+                await asyncio.sleep(REOPEN_AFTER_S)
+            now = asyncio.get_running_loop().time()
+            if self.revision >= revision:
+                pause_s = PROBE_EVERY_S
+            elif now >= again_at:
+                self._reopen()
+                again_at, pause_s = now + pause_s, min(2 * pause_s, REOPEN_PAUSE_MAX_S)
 
     # --- checking -------------------------------------------------------------------------------------------------
 

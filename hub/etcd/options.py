@@ -18,10 +18,12 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_time_ms", PING_EVERY_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
-    # Pings must go on while nothing else does, or a quiet watch on a frozen member hangs.
+    # Pings must go on while nothing else does, or a quiet watch on a frozen member hangs. On a connection without calls
+    # etcd takes them for abuse: after the third it sends GOAWAY too_many_pings, and gRPC doubles the pause between
+    # pings for good. Each answer clears etcd's count; the mirror's probe gives every member something to answer.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 64 << 20),  # a page of 5,000 keys of 2 kB exceeds gRPC's 4 MiB
+    ("grpc.max_receive_message_length", -1),  # pages of keys, and etcd's own limit on values, bound an answer
     ("grpc.initial_reconnect_backoff_ms", 200),
     # The default of 120 s would leave a hub without etcd long after its return.
     ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -8,10 +8,12 @@ The traps, each with a test:
 - Compaction and cancellation are errors for the caller, never a stream that hangs.
 - After each break a jittered pause, reset only by an answer.
 - `call.write`/`read` rather than a request iterator: the iterator leaves pending tasks behind at every cancel.
-- `hasleader`: a member that lost its quorum ends the watch, which goes on at another.
+- `hasleader`: a member that lost its quorum ends the watch, by an error or by a cancellation that gives the reason
+  (`etcdserver: no leader`), and the watch goes on at another. Only denied access is final.
+- A member that is behind what was told already brings nothing until it has caught up: another one is asked.
 
 A member that stands still is noticed by its channel's pings (`hub.etcd.options`). What no stream can show, a watch that
-stays open and brings nothing, is the mirror's own check to find.
+stays open and brings nothing, is for somebody to notice who knows that there is news: `Reading.reopen`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ METADATA = (("hasleader", "true"),)
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 3.0
 CREATED_WITHIN_S = 5.0  # etcd confirms a watch at once; later a watch may be quiet for ever
+_FINAL = ("permission denied", "user name is empty", "invalid auth token")
 Call = grpc.aio.StreamStreamCall[rpc_pb2.WatchRequest, rpc_pb2.WatchResponse]
 
 
@@ -57,8 +60,38 @@ class WatchBatch:
     events: tuple[WatchEvent, ...]
 
 
-async def watch(members: EtcdMembers, prefix: str, *, after: int) -> AsyncGenerator[WatchBatch, None]:
+class Reading:
+    """A handle on a running watch. `reopen` makes it go on at another member; nothing is lost or told twice by it."""
+
+    def __init__(self) -> None:
+        self._limit: asyncio.Timeout | None = None
+
+    def reopen(self) -> None:
+        """Without effect while a stream is being opened."""
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+            self._limit = None
+
+    async def read(self, call: Call) -> rpc_pb2.WatchResponse | None:
+        """The next answer; None at the stream's end. TimeoutError after `reopen`."""
+        async with asyncio.timeout(None) as limit:
+            self._limit = limit
+            try:
+                response = await call.read()
+            finally:
+                self._limit = None
+        return response if isinstance(response, rpc_pb2.WatchResponse) else None
+
+
+class _Ended(Exception):
+    """The stream is of no more use; another one may be."""
+
+
+async def watch(
+    members: EtcdMembers, prefix: str, *, after: int, reading: Reading | None = None
+) -> AsyncGenerator[WatchBatch, None]:
     """For ever. Raises Compacted (list again, then watch from there) and WatchCanceled."""
+    reading = reading or Reading()
     breaks = 0
     while True:
         member = await members.pick()
@@ -69,18 +102,21 @@ async def watch(members: EtcdMembers, prefix: str, *, after: int) -> AsyncGenera
                 await _create(call, prefix, after)
             if breaks:
                 log.info("watch_resumed", revision=after, endpoint=member.endpoint, breaks=breaks)
-            breaks = 0
-            while isinstance(response := await call.read(), rpc_pb2.WatchResponse):
+            while (response := await reading.read(call)) is not None:
                 _raise_if_ended(response)
                 pieces += response.events
                 if response.fragment:
                     continue
                 after = pieces[-1].kv.mod_revision if pieces else max(after, response.header.revision)
+                breaks = 0
                 yield WatchBatch(revision=after, events=tuple(map(_event, pieces)))
                 pieces = []
             reason = "etcd ended the stream"
-        except (asyncio.InvalidStateError, TimeoutError) as error:
-            reason = repr(error)  # write() on a call that had failed already, or no confirmation
+        except TimeoutError:  # no confirmation, or `reopen`
+            reason = "the member brings nothing"
+            members.suspect(member)
+        except (asyncio.InvalidStateError, _Ended) as error:
+            reason = str(error) or repr(error)  # InvalidStateError: write() on a call that had failed already
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
             if error.code() not in UNCLEAR:
@@ -107,17 +143,22 @@ async def _create(call: Call, prefix: str, after: int) -> None:
         await call.write(rpc_pb2.WatchRequest(create_request=request))
         response = await call.read()
     if not isinstance(response, rpc_pb2.WatchResponse):
-        raise TimeoutError("the stream ended before the watch was confirmed")
+        raise _Ended("the stream ended before the watch was confirmed")
     _raise_if_ended(response)
     if not response.created:
         raise WatchCanceled("etcd answered without confirming the watch", object="etcd")
+    if response.header.revision < after:
+        raise _Ended(f"the member is at revision {response.header.revision} only")
 
 
 def _raise_if_ended(response: rpc_pb2.WatchResponse) -> None:
     if response.compact_revision:
         raise Compacted(response.compact_revision)
     if response.canceled:
-        raise WatchCanceled(response.cancel_reason or "etcd ended the watch", object="etcd")
+        reason = response.cancel_reason or "etcd ended the watch without a reason"
+        if any(words in reason for words in _FINAL):
+            raise WatchCanceled(reason, object="etcd")
+        raise _Ended(reason)
 
 
 def _event(event: kv_pb2.Event) -> WatchEvent:

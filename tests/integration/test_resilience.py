@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from tests.support.agent import AgentProcess
 from tests.support.cluster import Cluster, running_cluster, short_root
 from tests.support.waiting import eventually
 from tests.support.writer import Writer
@@ -31,6 +32,10 @@ async def create_without_waiting(cluster: Cluster, name: str, *, replicas: int =
 
 async def member_count(cluster: Cluster, name: str) -> int:
     return len((await cluster.status(name))["members"])
+
+
+def proxy_pid(agent: AgentProcess) -> int:
+    return int((agent.data_root / "proxy" / "proxy.pid").read_text().split()[0])
 
 
 async def drop(cluster: Cluster, name: str) -> None:
@@ -146,7 +151,7 @@ async def test_a_member_cut_off_while_its_instance_is_deleted_goes_when_its_agen
 async def test_a_proxy_that_is_killed_is_started_again_and_lets_clients_in(cluster: Cluster) -> None:
     await cluster.create("demo/entry", replicas=1, mode="async")
     dsn = await cluster.dsn("demo/entry")
-    pids = {node: int((agent.data_root / "proxy" / "proxy.pid").read_text()) for node, agent in cluster.agents.items()}
+    pids = {node: proxy_pid(agent) for node, agent in cluster.agents.items()}
     for pid in pids.values():
         os.kill(pid, signal.SIGKILL)
 
@@ -163,8 +168,7 @@ async def test_a_proxy_that_is_killed_is_started_again_and_lets_clients_in(clust
     await eventually(tried, within=20, every=0.2, what="a client is let in by a new proxy")
 
     async def all_new() -> bool:
-        files = {node: agent.data_root / "proxy" / "proxy.pid" for node, agent in cluster.agents.items()}
-        return all(int(files[node].read_text()) != pids[node] for node in pids)
+        return all(proxy_pid(cluster.agents[node]) != pids[node] for node in pids)
 
     await eventually(all_new, within=20, what="every node has a new proxy")
     await drop(cluster, "demo/entry")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from hub.etcd.client import KeptAlive
 from hub.etcd.errors import EtcdUnavailable, LeaseGone
 from hub.etcd.txns import CreatedIs
 from hub.leases import ASK_EVERY_S, BallotLeases, LeaseBook, Renewal
@@ -20,6 +21,7 @@ TTL_S = 6
 class Answer:
     succeeded: bool
     revision: int = 1
+    raft_term: int = 2
 
 
 @dataclass
@@ -32,6 +34,7 @@ class ModelEtcd:
     created: dict[str, int] = field(default_factory=lambda: {LEADER_KEY.key: 5})
     calls: list[str] = field(default_factory=list)
     away: bool = False
+    keepalive_term: int = 2  # raft term of whoever confirms keepalives
 
     async def _effect(self, call: str) -> None:
         self.calls.append(call)
@@ -46,13 +49,13 @@ class ModelEtcd:
         self.expiry[lease_id] = self.clock.now() + ttl_s
         return lease_id
 
-    async def keepalive(self, lease_id: int) -> int:
+    async def renew(self, lease_id: int) -> KeptAlive:
         await self._effect("keepalive")
         if self.expiry.get(lease_id, 0.0) <= self.clock.now():
             raise LeaseGone("gone")
         self.expiry[lease_id] = self.clock.now() + TTL_S
         self.clock.advance(self.takes_s / 2)
-        return TTL_S
+        return KeptAlive(ttl_s=TTL_S, raft_term=self.keepalive_term)
 
     async def time_to_live(self, lease_id: int) -> float:
         await self._effect("time_to_live")
@@ -188,3 +191,9 @@ async def test_a_ballot_lease_that_turned_out_gone_is_granted_anew(etcd, clock):
     first = await leases.lease_for("n1")
     leases.forget("n1")
     assert await leases.lease_for("n1") != first
+
+
+async def test_a_keepalive_confirmed_by_a_leader_of_another_raft_term_confirms_nothing(etcd, book):
+    lease_id = await book.grant()
+    etcd.keepalive_term = 1  # a hung old leader goes on confirming, the read is answered by its successor
+    assert await book.renew(lease_id, [LEADER_KEY]) is Renewal.UNCONFIRMED
