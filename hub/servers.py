@@ -85,13 +85,25 @@ class Servers:
             await self._health.set(service, status)
 
     def _credentials(self, *, client_certificate: bool) -> grpc.ServerCredentials:
-        def configuration() -> grpc.ServerCertificateConfiguration:
-            certificate, key = self._hub.authority.server_identity()
-            return grpc.ssl_server_certificate_configuration(
-                [(key, certificate)], root_certificates=self._hub.authority.ca_pem
-            )
+        authority = self._hub.authority
+        in_use = authority.server_identity()
 
-        return grpc.dynamic_ssl_server_credentials(configuration(), configuration, client_certificate)
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            certificate, key = in_use
+            return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=authority.ca_pem)
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            """Asked at each handshake; None = as before. A new one each time would make gRPC build a new TLS context a
+            handshake, and a herd of agents would not get in."""
+            nonlocal in_use
+            latest = authority.server_identity()
+            if latest == in_use:
+                return None
+            in_use = latest
+            return configuration()
+
+        # The stubs leave out the None that gRPC documents.
+        return grpc.dynamic_ssl_server_credentials(configuration(), changed, client_certificate)  # type: ignore[arg-type]
 
 
 def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from core.ids import InstanceRef
 from hub.etcd import keys, txns
 from hub.etcd.client import EtcdClient
-from protos.v1 import agent_pb2, operator_pb2, operator_pb2_grpc
+from protos.v1 import agent_pb2, agent_pb2_grpc, operator_pb2, operator_pb2_grpc
 from tests.support.contents import member_ref
 from tests.support.desired import place, write
 from tests.support.etcd import EtcdProcess
@@ -356,3 +357,21 @@ async def test_a_hub_that_stood_still_calls_nobody_silent_for_it(hub_of, client)
         await beat
         await eventually(lambda: asyncio.to_thread(events_in, hub), lambda e: "hub_stood_still" in e, within=5)
         assert await client.get(keys.silent("n1")) is None
+
+
+async def test_a_herd_of_agents_that_connect_at_one_moment_all_get_in(hub_of):
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    hub = hub_of()
+    await hub.start()
+    node = await hub.enrol("n1")
+    options = (("grpc.use_local_subchannel_pool", 1),)
+
+    async def beat(number: int) -> int:
+        async with hub.agents_channel(node, options) as channel:
+            request = agent_pb2.HeartbeatRequest(node_id="n1", boot_id=str(number), seq=1)
+            answer = await agent_pb2_grpc.AgentServiceStub(channel).Heartbeat(request, timeout=20)
+            return answer.next_ms
+
+    answers = await asyncio.gather(*(beat(number) for number in range(1000)))
+    assert all(answers)

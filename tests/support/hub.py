@@ -172,14 +172,14 @@ class HubProcess:
         credentials = grpc.ssl_channel_credentials(root_certificates=self.ca_pem)
         return grpc.aio.secure_channel(self.operators_address, credentials, options=SERVER_NAME)
 
-    def agents_channel(self, node: NodeIdentity | None) -> grpc.aio.Channel:
+    def agents_channel(self, node: NodeIdentity | None, options: tuple[tuple[str, int], ...] = ()) -> grpc.aio.Channel:
         """To the agent port as a node; None = without a certificate."""
         credentials = grpc.ssl_channel_credentials(
             root_certificates=self.ca_pem,
             private_key=node.key_pem if node else None,
             certificate_chain=node.certificate_pem if node else None,
         )
-        return grpc.aio.secure_channel(self.agents_address, credentials, options=SERVER_NAME)
+        return grpc.aio.secure_channel(self.agents_address, credentials, options=(*SERVER_NAME, *options))
 
     async def enrol(self, node: str, address: str = "127.0.0.1", **facts: Any) -> NodeIdentity:
         """Make a node of this name, by a fresh join token as a machine would."""
