@@ -64,6 +64,7 @@ class Cluster:
 
     async def create(self, name: str = INSTANCE, *, replicas: int = 2, mode: str = "sync", timeout: float = 90) -> None:
         arguments = ["instance", "create", name, "--replicas", str(replicas), "--mode", mode, "--create-project"]
+        arguments += ["--engine-version", "15"]  # Debian's, which has TLS
         await self.actl(
             *arguments, "--memory", "256Mi", "--disk", "1Gi", "--cpu", "0.25", "--wait", "--timeout", str(timeout)
         )
