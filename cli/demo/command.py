@@ -30,6 +30,7 @@ from core.errors import DeniedError, NotFoundError, UnavailableError
 
 PROGRAM = "moorage-demo"
 CONNECT_WITHIN_S = 20.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def default_root() -> Path:
@@ -85,9 +86,21 @@ async def _run(layout: Layout, choice: tools.EngineChoice, *, reset: bool) -> No
         show_tail(error)
         raise
     finally:
+        await _stop(stand)
+    output.say(f"stopped; the data stays in {layout.root}, and `{PROGRAM} run` resumes it")
+
+
+async def _stop(stand: Stand) -> None:
+    """Whoever reads what is printed may end by the same Ctrl-C (`demo | tee`), or the terminal is closed: what runs is
+    stopped all the same, if need be without a word."""
+    try:
         output.say()
         await stand.stop()
-    output.say(f"stopped; the data stays in {layout.root}, and `{PROGRAM} run` resumes it")
+    except (output.ReaderGone, BrokenPipeError):
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nobody, stream.fileno())
+        await stand.stop()
 
 
 async def _start_and_watch(stand: Stand, steps: Steps) -> None:
@@ -103,13 +116,13 @@ async def _start_and_watch(stand: Stand, steps: Steps) -> None:
 
 
 async def unless_told(work: Coroutine[Any, Any, None]) -> None:
-    """Do the work until it ends, or until SIGINT or SIGTERM, which is an end like any other.
+    """Do the work until it ends, or until one of STOP_SIGNALS, which is an end like any other.
 
     A second signal is not caught any more: it ends the demo at once, and the next one tidies up.
     """
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, told.set)
     try:
         async with asyncio.TaskGroup() as group:
@@ -120,7 +133,7 @@ async def unless_told(work: Coroutine[Any, Any, None]) -> None:
     except BaseExceptionGroup as group_error:
         raise first_error(group_error) from None
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
 

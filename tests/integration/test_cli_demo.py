@@ -99,3 +99,14 @@ def test_demo_stops_on_ctrl_c_and_resumes_its_data(root: Path) -> None:
         assert ended(demo.process) == 8  # a part that ends ends the demo, and is named
         assert "error: hub: ended by signal 9" in demo.told()
         assert traces.processes(root) == []
+
+
+def test_demo_whose_reader_goes_away_stops_everything_all_the_same(root: Path) -> None:
+    with subprocess.Popen(
+        [DEMO, "run", "--root", str(root)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as demo:
+        assert demo.stdout is not None
+        assert b"etcd" in demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.wait(90) is not None
+    assert not traces.processes(root)
