@@ -31,9 +31,3 @@ def test_the_readmes_moorctl_commands_exist() -> None:
     for words in commands:
         result = subprocess.run([moorctl, *words, "--help"], capture_output=True, text=True, timeout=30)
         assert result.returncode == 0, f"moorctl {' '.join(words)}: {result.stderr}"
-
-
-def test_no_document_narrates_how_it_came_about() -> None:
-    banned = re.compile(r"\b(shared/|this session|helper-\d)")
-    found = [str(path) for path in DOCUMENTS if banned.search(path.read_text())]
-    assert not found
