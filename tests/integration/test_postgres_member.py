@@ -266,13 +266,11 @@ async def test_stop_is_clean_and_a_start_that_is_fenced_meanwhile_does_not_come_
 
 
 async def test_port_taken_by_another_program_is_told(site: Site) -> None:
-    server = await asyncio.start_server(lambda _r, _w: None, site.address("m1"), site.port)
     engine = site.engine("m1")
     await engine.initialise()
-    with pytest.raises(EngineError, match="could not bind"):
-        await engine.start_primary()
-    server.close()
-    await server.wait_closed()
+    async with await asyncio.start_server(lambda _r, _w: None, site.address("m1"), site.port):
+        with pytest.raises(EngineError, match="could not bind"):
+            await engine.start_primary()
     await engine.start_primary()
     assert (await engine.observe()).state is EngineState.RUNNING
 

@@ -161,6 +161,7 @@ class Postmaster:
         except TimeoutError:
             log.warning("engine_still_starting", member=self._member.subject, after_s=within_s)
             return False
+        await self._let_linger(LINGER_S)
         printed = self.printed()
         await self.sweep()
         what, subject = f"the engine ended while starting: {tail(printed)}", self._member.subject
