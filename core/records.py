@@ -168,6 +168,9 @@ class MemberDesired:
     users: tuple[UserDesired, ...] = ()
     no_failover: bool = False
     priority: int = 0  # higher is preferred among equally good candidates
+    no_load_balance: bool = False  # no reads are routed to it while another replica can serve them
+    clone_source: bool = False  # new members rather copy its data than the primary's
+    upstream: str = ""  # cascading: the member it streams from while that one can serve; empty = the leader
     restart_id: int = 0  # the engine is restarted once for each new number
     hold_s: float = 30.0  # how long the proxy lets a client wait for a primary
     client_tls: TlsMode = "prefer"
@@ -239,8 +242,42 @@ class SwitchoverRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledSwitchover:
+    """A switchover to be asked for at a time. The hub's controller turns it into a request once `at` has come."""
+
+    id: str
+    at: float  # wall seconds
+    target: str = ""
+    requested_by: str = ""
+    requested_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForcedFailover:
+    """An operator's order to make `target` the leader after the term `after_term`, whatever is lost by it.
+
+    It lifts what guards data in the election (sync set, lag, no_failover), never what keeps two from leading: the
+    target still needs the leader key to be absent, and a leader that still holds it fences itself and lets go first."""
+
+    id: str
+    target: str
+    after_term: int  # good for the election that follows this term only
+    requested_by: str = ""
+    requested_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTaken:
+    """A step of a change of leadership, and how long it took in seconds."""
+
+    name: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeadershipChange:
-    """One line of an instance's history."""
+    """One line of an instance's history. `kind`: led, released, opened (for writes), switchover_ended, forced, paused,
+    resumed; empty in what older versions wrote."""
 
     term: int
     member: str
@@ -248,6 +285,13 @@ class LeadershipChange:
     timeline: int = 0
     lsn: str = ""
     at: float = 0.0
+    kind: str = ""
+    seen: str = ""  # what was seen, in plain words
+    seen_by: str = ""  # member or hub
+    leaderless_s: float = 0.0  # how long the member that took over had seen nobody lead
+    ballots: tuple[str, ...] = ()  # one line a ballot, the chosen one first
+    steps: tuple[StepTaken, ...] = ()
+    loss: str = ""  # whether acknowledged commits may have been lost, in plain words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +306,11 @@ class HaRecord:
     released_term: int = 0  # the leader of this term stopped its engine and let go: no need to wait for it
     handover: str = ""  # whom the released leader wants next; empty = the best
     switchover: SwitchoverRequest | None = None
+    scheduled: ScheduledSwitchover | None = None
+    forced: ForcedFailover | None = None
     paused: bool = False  # no automatic failover
+    paused_by: str = ""
+    paused_at: float = 0.0
     history: tuple[LeadershipChange, ...] = ()  # newest last, at most HISTORY_MAX
 
 
@@ -304,6 +352,8 @@ class PeerMember:
     streaming_from: str = ""
     no_failover: bool = False
     priority: int = 0
+    no_load_balance: bool = False
+    clone_source: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

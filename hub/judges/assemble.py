@@ -161,6 +161,8 @@ def _peer(contents: Contents, node: str, ref: MemberRef) -> PeerMember:
         streaming_from=observed.streaming_from,
         no_failover=desired.no_failover,
         priority=desired.priority,
+        no_load_balance=desired.no_load_balance,
+        clone_source=desired.clone_source,
     )
 
 
