@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from agent.config import AgentConfig
@@ -13,6 +13,7 @@ from agent.peer import Peers
 from agent.reporter import Reporter
 from core.clock import Clock
 from core.ids import InstanceRef
+from core.routes import ProxyReport
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class NodeContext:
     peers: Peers
     reporter: Reporter
     routes_changed: Callable[[], None]
+    routes_settled: Callable[[float], Awaitable[ProxyReport]]  # within seconds: the proxy's word that they are in force
     kick_heartbeat: Callable[[], None]
     leaders: dict[InstanceRef, LeaderLease] = field(default_factory=dict)  # what the last answered heartbeat told
     store_id: str = ""  # life of etcd's data that the last pulled state is of

@@ -1,8 +1,8 @@
 """What the agent keeps on its own disk, written atomically, so that a node goes on running what it ran without a hub.
 
 `desired.json`: the last desired state pulled, with secrets (mode 0600). `lease.json`: the node's etcd lease.
-`keeper.json` of each member: its leadership and fence deadline. Deadlines are monotonic and mean something only in the
-same boot of the host, whose id lies beside them: after a reboot no engine runs and no deadline counts.
+`keepers/<member>.json`: one member's leadership and fence deadline. Deadlines are monotonic and mean something only in
+the same boot of the host, whose id lies beside them: after a reboot no engine runs and no deadline counts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """keeper.json: what one member's keeper must not forget when the agent dies."""
+    """keepers/<member>.json: what one member's keeper must not forget when the agent dies."""
 
     boot: str = ""
     term: int = 0  # led or leads, in this boot
@@ -108,15 +108,27 @@ class LocalFiles:
         return held.lease_id if held else 0
 
     def keep_lease_id(self, lease_id: int) -> None:
-        write_atomically(self._root / "lease.json", to_json(HeldLease(boot=self._boot, lease_id=lease_id)))
+        """Not durable: nothing that hangs on a lease outlives a power cut."""
+        held = HeldLease(boot=self._boot, lease_id=lease_id)
+        write_atomically(self._root / "lease.json", to_json(held), durable=False)
 
     def memory(self, member_dir: Path) -> Memory | None:
         """None when there is none. Leadership and deadlines of another boot are dropped, all else is kept."""
-        memory = read_record(member_dir / "keeper.json", Memory)
+        memory = read_record(self._memory_file(member_dir), Memory)
         if memory is None or memory.boot == self._boot:
             return memory
         return replace(memory, boot=self._boot, term=0, renewed_at=0.0, fence_at=0.0)
 
     def keep_memory(self, member_dir: Path, memory: Memory, *, durable: bool = False) -> None:
         """Deadlines need not be durable: they are written at every renewal, and a power cut ends the engine as well."""
-        write_atomically(member_dir / "keeper.json", to_json(replace(memory, boot=self._boot)), durable=durable)
+        file = self._memory_file(member_dir)
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, to_json(replace(memory, boot=self._boot)), durable=durable)
+
+    def forget_memory(self, member_dir: Path) -> None:
+        """The member is deleted."""
+        self._memory_file(member_dir).unlink(missing_ok=True)
+
+    def _memory_file(self, member_dir: Path) -> Path:
+        """Apart from the member's own files: those may lie on a disk that hangs, and the agent must go on."""
+        return self._root / "keepers" / f"{member_dir.name}.json"

@@ -23,6 +23,7 @@ from agent.engines.base import Engine as EngineDriver
 from agent.engines.base import EngineSetup, MemberPaths, OsUser, TlsFiles
 from agent.engines.postgres.engine import PostgresEngine
 from agent.engines.postgres.install import find_engines
+from agent.engines.rubbish import Rubbish
 from agent.enrol import enrol, enrolled, hub_addresses, keep_renewed
 from agent.facts import node_facts
 from agent.heartbeat import Heartbeat, LeaderLease, NodeLease
@@ -33,12 +34,14 @@ from agent.peer import Peers, PeerServer, PeerService
 from agent.proxies import ProxyProcess, RoutePusher
 from agent.pull import Puller
 from agent.reporter import Reporter
+from agent.verifiers import Desk
 from core.clock import SystemClock
 from core.config import load_config
 from core.errors import ConflictError, EngineError, MoorageError, UserError
 from core.ids import InstanceRef, MemberName, MemberRef
 from core.log import EventLog, setup_logging
 from core.records import EngineOffer, MemberDesired, MemberSecrets
+from core.routes import ProxyReport
 
 log = EventLog("agent.main")
 FACTS_EVERY_S = 300.0
@@ -67,14 +70,16 @@ class Agent:
             peers=Peers(config.identity_dir),
             reporter=self.reporter,
             routes_changed=self._routes_changed,
+            routes_settled=self._routes_settled,
             kick_heartbeat=self._kick_heartbeat,
             started_at=self.clock.now(),
         )
-        self.members = Members(self.node, driver_factory(config, self.offers))
-        self.pusher = RoutePusher(self.proxy, self.members.routes)
+        self.rubbish = Rubbish(config.data_root / "rubbish", self.clock)
+        self.members = Members(self.node, driver_factory(config, self.offers, self.rubbish))
+        self.pusher = RoutePusher(self.proxy, self.members.routes, Desk(self.members.keepers, self.node.peers))
         self.puller = Puller(config.node, self.link, self.files, self.members.apply)
         self.peer_server = PeerServer(
-            config.address, config.peer_port, config.identity_dir, PeerService(self.members.keepers)
+            config.address, config.peer_port, config.identity_dir, PeerService(self.members.answerer)
         )
         self.heartbeat = Heartbeat(
             node=config.node,
@@ -90,6 +95,9 @@ class Agent:
 
     def _routes_changed(self) -> None:
         self.pusher.changed()
+
+    async def _routes_settled(self, timeout_s: float) -> ProxyReport:
+        return await self.pusher.settled(timeout_s)
 
     def _kick_heartbeat(self) -> None:
         self.heartbeat.kick()
@@ -107,6 +115,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 parts: dict[str, Coroutine[Any, Any, None]] = {
                     "members": self.members.run(),
+                    "rubbish": self.rubbish.run(),
                     "proxy": self.pusher.run(),
                     "pull": self.puller.run(),
                     "heartbeat": self.heartbeat.run(),
@@ -134,7 +143,7 @@ class Agent:
 
 
 def driver_factory(
-    config: AgentConfig, offers: tuple[EngineOffer, ...]
+    config: AgentConfig, offers: tuple[EngineOffer, ...], rubbish: Rubbish | None = None
 ) -> Callable[[MemberRef, MemberDesired, MemberSecrets], EngineDriver]:
     """How a member's engine is driven on this node."""
     run_as = OsUser.named(config.engine_user) if config.engine_user and os.getuid() == 0 else None
@@ -161,6 +170,7 @@ def driver_factory(
                 tls_files=tls if offer.tls else None,
                 run_as=run_as,
                 clock=SystemClock(),
+                rubbish=rubbish,
             )
         )
 

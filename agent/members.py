@@ -12,6 +12,7 @@ from collections.abc import Callable
 from agent.context import NodeContext
 from agent.engines.base import Engine as EngineDriver
 from agent.ha.keeper import Keeper
+from agent.peer import Answerer
 from core.errors import MoorageError
 from core.ids import InstanceRef, MemberName, MemberRef
 from core.log import EventLog
@@ -125,6 +126,11 @@ class Members:
             return None
         routes = [keeper.route() for keeper in self.keepers.values() if not keeper.deleted]
         return tuple(sorted(routes, key=lambda route: route.instance))
+
+    def answerer(self, ref: MemberRef) -> Answerer | None:
+        """Who answers the other members' agents for the member; None when it is not here."""
+        keeper = self.keepers.get(ref)
+        return keeper.answers if keeper is not None else None
 
     def samples(self) -> list[pb.MemberSample]:
         return [keeper.sample() for keeper in self.keepers.values() if not keeper.deleted]

@@ -1,14 +1,15 @@
-"""Between the agents of one instance, over mTLS on the data network: two questions, answered from memory.
+"""Between the agents of one instance, over mTLS on the data network: four questions.
 
 `FailsafePing` lets a primary go on while the hub is away: each member that grants it promises not to stand for
-leadership for a while. `MemberStatus` tells a switchover whether its target has every byte. The caller is known by its
-certificate and must run a member of the instance it asks about.
+leadership for a while. `MemberStatus` tells a switchover whether its target has every byte, `HoldClients` lets clients
+wait for the target instead of being cut. `Verifiers` lets a proxy check passwords whose own engine is away. The caller
+is known by its certificate and must run a member of the instance it asks about.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ import grpc
 import grpc.aio
 
 from agent.link import answer_of
-from core.errors import UnavailableError
+from core.errors import MoorageError, UnavailableError
 from core.ids import InstanceRef, MemberName, MemberRef
 from core.log import EventLog
 from core.positions import Lsn, WalPosition
@@ -48,14 +49,28 @@ class Answerer(Protocol):
     def grant_failsafe(self, *, primary: str, term: int, promise_s: float, ask: int, all_granted: int) -> str:
         """Empty = granted, else why not."""
 
-    def member_status(self) -> pb.MemberStatusResponse: ...
+    async def member_status(self, *, about_to_lead: bool) -> pb.MemberStatusResponse:
+        """As of a look that began after the question, if one ends soon. `about_to_lead`: made ready for it."""
+
+    async def hold_clients(self, *, leader: str, term: int, request_id: str, for_s: float) -> HeldHere: ...
+
+    async def verifiers(self, users: list[str]) -> dict[str, str | None]:
+        """Of the member's engine; MoorageError when it does not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldHere:
+    """What the proxy beside an agent says: `busy` write sessions are still at work. `refusal`: why it does not hold."""
+
+    busy: int = 0
+    refusal: str = ""
 
 
 class PeerService(PeerServiceServicer):
     """Answers peers for all members of this node."""
 
-    def __init__(self, answerers: Mapping[MemberRef, Answerer]) -> None:
-        self._answerers = answerers
+    def __init__(self, answerer_of: Callable[[MemberRef], Answerer | None]) -> None:
+        self._answerer_of = answerer_of
 
     async def FailsafePing(  # noqa: N802
         self,
@@ -79,10 +94,38 @@ class PeerService(PeerServiceServicer):
         context: Context,
     ) -> pb.MemberStatusResponse:
         answerer = await self._allowed(_member_ref(request.id), context)
-        return answerer.member_status()
+        return await answerer.member_status(about_to_lead=request.about_to_lead)
+
+    async def HoldClients(  # noqa: N802
+        self,
+        request: pb.HoldClientsRequest,
+        context: Context,
+    ) -> pb.HoldClientsResponse:
+        ref = InstanceRef(request.leader.project, request.leader.instance)
+        answerer = await self._allowed(MemberRef(ref, MemberName(request.asked_member)), context)
+        held = await answerer.hold_clients(
+            leader=request.leader.member,
+            term=request.term,
+            request_id=request.request_id,
+            for_s=request.for_ms / 1000,
+        )
+        return pb.HoldClientsResponse(held=not held.refusal, busy=held.busy, reason=held.refusal)
+
+    async def Verifiers(  # noqa: N802
+        self,
+        request: pb.VerifiersRequest,
+        context: Context,
+    ) -> pb.VerifiersResponse:
+        answerer = await self._allowed(_member_ref(request.id), context)
+        try:
+            found = await answerer.verifiers(list(request.users))
+        except MoorageError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, error.what)
+            raise AssertionError("abort does not return") from error
+        return pb.VerifiersResponse(verifiers={user: text for user, text in found.items() if text is not None})
 
     async def _allowed(self, ref: MemberRef, context: Context) -> Answerer:
-        answerer = self._answerers.get(ref)
+        answerer = self._answerer_of(ref)
         if answerer is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{ref} is not on this node")
             raise AssertionError("abort does not return")
@@ -143,6 +186,16 @@ class Question:
     all_granted: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldAsked:
+    """Hold the clients for the switchover `request_id` of `leader`; `for_s` 0 = let them go on."""
+
+    leader: MemberRef
+    term: int
+    request_id: str
+    for_s: float
+
+
 class Peers:
     """The asking side: one connection a peer node, opened when first needed."""
 
@@ -177,14 +230,46 @@ class Peers:
             return f"{peer.member} on {peer.node}: {_short(error)}"
         return "" if answer.granted else f"{peer.member} on {peer.node} refuses: {answer.reason}"
 
-    async def position_of(self, ref: InstanceRef, peer: PeerMember, *, timeout_s: float) -> WalPosition:
+    async def position_of(
+        self, ref: InstanceRef, peer: PeerMember, *, timeout_s: float, about_to_lead: bool = False
+    ) -> WalPosition:
         """How far the peer's member is, straight from its agent. UnavailableError when it does not say."""
-        request = pb.MemberStatusRequest(id=MemberId(project=ref.project, instance=ref.instance, member=peer.member))
+        request = pb.MemberStatusRequest(
+            id=MemberId(project=ref.project, instance=ref.instance, member=peer.member), about_to_lead=about_to_lead
+        )
         try:
             answer = await answer_of(self._stub(peer).MemberStatus(request, timeout=timeout_s))
         except (grpc.aio.AioRpcError, UnavailableError, OSError) as error:
             raise UnavailableError(f"no answer: {_short(error)}", object=f"{ref}/{peer.member}") from error
         return WalPosition(answer.position.timeline, Lsn(answer.position.lsn))
+
+    async def hold_clients(self, asked: HoldAsked, peer: PeerMember, *, timeout_s: float) -> HeldHere:
+        """UnavailableError when the peer's agent does not answer."""
+        ref = asked.leader
+        request = pb.HoldClientsRequest(
+            leader=MemberId(project=ref.instance.project, instance=ref.instance.instance, member=ref.member),
+            term=asked.term,
+            asked_member=peer.member,
+            request_id=asked.request_id,
+            for_ms=int(asked.for_s * 1000),
+        )
+        try:
+            answer = await answer_of(self._stub(peer).HoldClients(request, timeout=timeout_s))
+        except (grpc.aio.AioRpcError, UnavailableError, OSError) as error:
+            raise UnavailableError(f"no answer: {_short(error)}", object=f"{ref.instance}/{peer.member}") from error
+        return HeldHere(busy=answer.busy, refusal="" if answer.held else answer.reason or "refused")
+
+    async def verifiers(
+        self, ref: InstanceRef, peer: PeerMember, users: list[str], *, timeout_s: float
+    ) -> dict[str, str | None]:
+        """What the peer's engine keeps of these users. UnavailableError when it does not say."""
+        member = MemberId(project=ref.project, instance=ref.instance, member=peer.member)
+        try:
+            request = pb.VerifiersRequest(id=member, users=users)
+            answer = await answer_of(self._stub(peer).Verifiers(request, timeout=timeout_s))
+        except (grpc.aio.AioRpcError, UnavailableError, OSError) as error:
+            raise UnavailableError(f"no answer: {_short(error)}", object=f"{ref}/{peer.member}") from error
+        return {user: answer.verifiers.get(user) for user in users}
 
     def _stub(self, peer: PeerMember) -> PeerServiceStub:
         key = (peer.node, peer.address, peer.peer_port)

@@ -18,10 +18,22 @@ from pathlib import Path
 import psutil
 
 from agent.config import AgentConfig
+from agent.verifiers import Conversation, Desk
 from core.backoff import Backoff
 from core.errors import EngineError, MoorageError, UnavailableError, words
 from core.log import EventLog
-from core.routes import MAX_LINE_BYTES, ProxyReport, Route, RouteTable, decode_report, encode
+from core.routes import (
+    MAX_LINE_BYTES,
+    Declared,
+    ProxyReport,
+    Route,
+    RouteTable,
+    VerifierAsk,
+    decode_note,
+    decode_report,
+    encode,
+    encode_question,
+)
 
 log = EventLog("agent.proxies")
 ANSWER_TIMEOUT_S = 3.0
@@ -65,6 +77,7 @@ class ProxyProcess:
         arguments = [
             *(command, "--address", self._config.address, "--control", str(self.socket)),
             *("--cert", str(identity / "node.crt"), "--key", str(identity / "node.key")),
+            *("--ca", str(identity / "ca.crt")),
             *("--pid-file", str(self._pid_file), "--log-level", self._config.log_level, "--log-format", "json"),
         ]
         with (self._dir / "proxy.log").open("ab") as output:
@@ -97,6 +110,9 @@ class ProxyProcess:
         gone = await asyncio.to_thread(_wait_gone, process, within_s)
         if not gone:
             process.kill()
+            await asyncio.to_thread(_wait_gone, process, within_s)
+        if self._child is not None and self._child.poll() is not None:
+            self._child = None
 
 
 def _wait_gone(process: psutil.Process, within_s: float) -> bool:
@@ -108,18 +124,40 @@ def _wait_gone(process: psutil.Process, within_s: float) -> bool:
 
 
 class RoutePusher:
-    """Keeps the proxy's table equal to what `routes()` says (None = as it is); `changed()` makes it look at once."""
+    """Keeps the proxy's table equal to what `routes()` says (None = as it is); `changed()` makes it look at once.
 
-    def __init__(self, process: ProxyProcess, routes: Callable[[], tuple[Route, ...] | None]) -> None:
+    Reports are heard in a task of their own: the proxy may speak at any time, and its end is seen at once.
+    """
+
+    def __init__(self, process: ProxyProcess, routes: Callable[[], tuple[Route, ...] | None], desk: Desk) -> None:
         self._process = process
         self._routes = routes
+        self._desk = desk
+        self._told: Declared | None = None  # over the present connection
         self._changed = asyncio.Event()
         self._seq = 0
         self._in_force: tuple[Route, ...] | None = None
+        self._expected: tuple[int, asyncio.Future[ProxyReport]] | None = None  # the report of this `seq`
+        self._settling: list[asyncio.Future[ProxyReport]] = []  # who wait for the next report
         self.report: ProxyReport | None = None
 
     def changed(self) -> None:
         self._changed.set()
+
+    async def settled(self, timeout_s: float) -> ProxyReport:
+        """The report by which the proxy acknowledges the routes of this moment. UnavailableError when none comes within
+        the time, or when this agent does not know its routes yet."""
+        settled: asyncio.Future[ProxyReport] = asyncio.get_running_loop().create_future()
+        self._settling.append(settled)
+        self._changed.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await settled
+        except TimeoutError as error:
+            raise UnavailableError(f"the proxy did not take its routes within {timeout_s} s", object="proxy") from error
+        finally:
+            if settled in self._settling:
+                self._settling.remove(settled)
 
     async def run(self) -> None:
         backoff = Backoff(base_s=0.2, cap_s=2.0, uniform=lambda _low, high: high)
@@ -127,55 +165,100 @@ class RoutePusher:
             try:
                 await self._process.ensure()
                 await self._serve(backoff)
-            except (OSError, ValueError, MoorageError, asyncio.IncompleteReadError) as error:
-                log.warning("proxy_unreachable", error=words(error))
+            except* (OSError, ValueError, MoorageError) as group:
+                log.warning("proxy_unreachable", error="; ".join(words(error) for error in _leaves(group)))
             await asyncio.sleep(backoff.next_delay())
 
     async def _serve(self, backoff: Backoff) -> None:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(str(self._process.socket), limit=MAX_LINE_BYTES)
-        self._in_force = None
+        self._in_force = self._told = None
         try:
-            while True:
-                self._changed.clear()
-                await self._push(reader, writer)
-                backoff.reset()
-                await self._idle(reader)
+            async with asyncio.TaskGroup() as group:
+                conversation = self._desk.conversation(group, lambda answer: writer.write(encode(answer)))
+                group.create_task(self._hear(reader, conversation), name="proxy reports")
+                while True:
+                    self._changed.clear()
+                    await self._push(writer)
+                    backoff.reset()
+                    await self._idle()
         finally:
+            self._expected = None
             writer.close()
 
-    async def _idle(self, reader: asyncio.StreamReader) -> None:
-        """Until something changed, at most IDLE_PUSH_S. UnavailableError at once when the proxy goes away."""
-        async with asyncio.TaskGroup() as group:
-            gone = group.create_task(reader.read(1), name="proxy gone")
-            changed = group.create_task(self._changed.wait(), name="routes changed")
-            done, pending = await asyncio.wait(
-                {gone, changed}, timeout=IDLE_PUSH_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in pending:
-                task.cancel()
-        if gone in done:
-            raise UnavailableError("the proxy has gone", object="proxy")
-        if not done:
+    async def _hear(self, reader: asyncio.StreamReader, conversation: Conversation) -> None:
+        """Until the proxy goes away, which is an UnavailableError."""
+        while line := await reader.readline():
+            note = decode_note(line)
+            if isinstance(note, VerifierAsk):
+                conversation.asked(note)
+                continue
+            self.report = decode_report(line)
+            if self._expected is not None and self.report.seq >= self._expected[0] and not self._expected[1].done():
+                self._expected[1].set_result(self.report)
+        raise UnavailableError("the proxy has gone", object="proxy")
+
+    async def _idle(self) -> None:
+        """Until something changed; after IDLE_PUSH_S the table is sent again."""
+        try:
+            async with asyncio.timeout(IDLE_PUSH_S):
+                await self._changed.wait()
+        except TimeoutError:
             self._in_force = None
 
-    async def _push(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _push(self, writer: asyncio.StreamWriter) -> None:
+        """The table, if it is another one than that in force; to who waits for it the report of the present moment."""
+        waiting, self._settling = self._settling, []
         routes = self._routes()
-        if routes is None or routes == self._in_force:
-            return
-        self._seq += 1
+        try:
+            if routes is None:
+                _tell(waiting, UnavailableError("this agent does not know its routes yet", object="proxy"))
+                return
+            self._tell_verifiers(writer)
+            if routes == self._in_force and not waiting:
+                return
+            self._seq += 1
+            known = routes == self._in_force
+            line = encode_question(self._seq) if known else encode(RouteTable(seq=self._seq, routes=routes))
+            report = await self._exchange(writer, line)
+            self._in_force = routes
+            _tell(waiting, report)
+        finally:
+            # Who is not told now is told over the next connection, if there is one within their time.
+            self._settling += [one for one in waiting if not one.done()]
+
+    def _tell_verifiers(self, writer: asyncio.StreamWriter) -> None:
+        """Before the routes: who comes by a new route is known then."""
+        declared = self._desk.declared()
+        if declared != self._told:
+            writer.write(encode(declared))
+            self._told = declared
+
+    async def _exchange(self, writer: asyncio.StreamWriter, line: bytes) -> ProxyReport:
+        answer: asyncio.Future[ProxyReport] = asyncio.get_running_loop().create_future()
+        self._expected = (self._seq, answer)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                writer.write(encode(RouteTable(seq=self._seq, routes=routes)))
+                writer.write(line)
                 await writer.drain()
-                while True:
-                    line = await reader.readline()
-                    if not line:
-                        raise UnavailableError("the proxy closed its control socket", object="proxy")
-                    report = decode_report(line)
-                    if report.seq >= self._seq:
-                        break
+                return await answer
         except TimeoutError as error:
             raise UnavailableError(f"no answer within {ANSWER_TIMEOUT_S} s", object="proxy") from error
-        self._in_force = routes
-        self.report = report
+
+
+def _tell(waiting: list[asyncio.Future[ProxyReport]], outcome: ProxyReport | MoorageError) -> None:
+    for one in waiting:
+        if not one.done():
+            if isinstance(outcome, ProxyReport):
+                one.set_result(outcome)
+            else:
+                one.set_exception(outcome)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The failures themselves, however deep they lie."""
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]

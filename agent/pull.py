@@ -35,6 +35,7 @@ class Puller:
         self._files = files
         self._on_state = on_state
         self._pulled = Pulled()
+        self._unkept = asyncio.Event()
         self._backoff = Backoff(base_s=0.2, cap_s=3.0, uniform=random.uniform)
 
     @property
@@ -46,10 +47,19 @@ class Puller:
         self._pulled = self._files.pulled()
         if self._pulled.revision:
             self._on_state(self._pulled.state, self._pulled.store_id)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep(), name="keep what was pulled")
+            while True:
+                pause_s = await self._poll_once()
+                if pause_s > 0:
+                    await asyncio.sleep(pause_s)
+
+    async def _keep(self) -> None:
+        """Beside the polls: no failover waits for a disk. Whoever ends before the newest is written is told again."""
         while True:
-            pause_s = await self._poll_once()
-            if pause_s > 0:
-                await asyncio.sleep(pause_s)
+            await self._unkept.wait()
+            self._unkept.clear()
+            await asyncio.to_thread(self._files.keep_pulled, self._pulled)
 
     async def _poll_once(self) -> float:
         """Seconds to wait before the next poll."""
@@ -89,6 +99,6 @@ class Puller:
             log.error("desired_state_unreadable", error=str(error), next_try_s=UNREADABLE_PAUSE_S)
             return False
         self._pulled = Pulled(store_id=answer.store_id, revision=answer.revision, state=state)
-        self._files.keep_pulled(self._pulled)
+        self._unkept.set()
         self._on_state(state, answer.store_id)
         return True

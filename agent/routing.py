@@ -31,9 +31,10 @@ def route_of(
     *,
     writable_here: bool,
     trust: LeaderTrust,
+    paused: bool = False,
 ) -> Route:
     """The route of one instance. `writable_here`: this node's member is the running primary and holds the lease;
-    `trust` is then its own fence time, else what others vouch for."""
+    `trust` is then its own fence time, else what others vouch for. `paused`: clients are held for a switchover."""
     leader = _leader(desired, view, trust, writable_here=writable_here) if view else None
     return Route(
         instance=f"{desired.project}/{desired.instance}",
@@ -42,11 +43,12 @@ def route_of(
         term=trust.term if leader else 0,
         primary=_endpoint(leader) if leader else None,
         expires_at_s=trust.until,
-        replicas=tuple(_endpoint(m) for m in view.members if _serves_reads(m, view)) if view else (),
+        replicas=_readers(view) if view else (),
         hold_s=desired.hold_s,
-        paused=bool(view and view.ha.switchover),
+        paused=paused,
         client_tls=desired.client_tls,
         allow=desired.allow,
+        strict=desired.replication.mode != "async" and desired.replication.strict,
     )
 
 
@@ -71,11 +73,24 @@ def _is_led_by(view: InstanceView, trust: LeaderTrust) -> bool:
     return view.ha.leader == trust.member and view.ha.term >= trust.term and view.ha.released_term != view.ha.term
 
 
+def _readers(view: InstanceView) -> tuple[Endpoint, ...]:
+    """Where reads go: those that are marked to be spared only while no other replica serves."""
+    serving = [member for member in view.members if _serves_reads(member, view)]
+    free = [member for member in serving if not member.no_load_balance]
+    return tuple(_endpoint(member) for member in free or serving)
+
+
 def _serves_reads(member: PeerMember, view: InstanceView) -> bool:
     """A running replica on a node that is heard of. While nobody leads it may still serve what it has."""
-    follows = view.leader is None or member.streaming_from in ("", view.leader.member)
+    follows = view.leader is None or member.streaming_from in ("", view.leader.member, member.upstream)
     return member.alive and member.role is Role.REPLICA and member.state is MemberState.RUNNING and follows
 
 
 def _endpoint(member: PeerMember) -> Endpoint:
-    return Endpoint(member=member.member, host=member.address, port=member.engine_port, tls=member.engine_tls)
+    return Endpoint(
+        member=member.member,
+        host=member.address,
+        port=member.engine_port,
+        tls=member.engine_tls,
+        node=member.node,
+    )

@@ -20,10 +20,11 @@ from typing import Any, Literal, Self, TypeVar
 import grpc
 import grpc.aio
 
+from cli.refusals import is_lost, never_sent, parsed, tls_problem, translate, words
 from cli.settings import Target
 from core.backoff import Backoff
 from core.clock import Clock
-from core.errors import BY_CODE, ERRORS, MoorageError, TimedOutError, UnavailableError
+from core.errors import MoorageError, TimedOutError, UnavailableError
 from protos.v1 import operator_pb2 as pb
 from protos.v1.operator_pb2_grpc import OperatorServiceStub
 
@@ -36,7 +37,6 @@ HUB_SERVER_NAME = "moorage-hub"  # every hub's certificate has it, whatever its 
 CALL_S = 20.0  # for one call over all hubs and repetitions
 ATTEMPT_S = 8.0  # for one hub to answer: an apply waits for an etcd commit, and no longer
 PATIENCE_S = 4.0  # how long a hub that is being restarted is waited for, when there is no connection to any
-ERROR_KEY = "moorage-error-bin"  # JSON of code, what, object, hint
 
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.ssl_target_name_override", HUB_SERVER_NAME),
@@ -63,7 +63,6 @@ _OUTCOMES = {
     pb.Applied.OUTCOME_CHANGED: "changed",
     pb.Applied.OUTCOME_UNCHANGED: "unchanged",
 }
-_BY_STATUS: dict[str, type[MoorageError]] = {error.grpc_status: error for error in reversed(ERRORS)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +169,38 @@ class Client:
         request = pb.SwitchoverRequest(name=name, target=target)
         return (await self._call(lambda stub: stub.Switchover, request, repeatable=False)).id
 
+    async def schedule_switchover(self, name: str, target: str, *, at_ms: int = 0, delay_ms: int = 0) -> float:
+        """When it will happen, wall seconds."""
+        request = pb.SwitchoverRequest(name=name, target=target, at_ms=at_ms, delay_ms=delay_ms)
+        return (await self._call(lambda stub: stub.Switchover, request, repeatable=False)).at_ms / 1000
+
+    async def cancel_switchover(self, name: str) -> tuple[float, str]:
+        """When it was to happen (wall seconds), and who was to become primary (empty = the best replica)."""
+        request = pb.CancelSwitchoverRequest(name=name)
+        answer = await self._call(lambda stub: stub.CancelSwitchover, request, repeatable=False)
+        return answer.at_ms / 1000, answer.target
+
+    async def plan_failover(self, name: str, target: str = "") -> dict[str, Any]:
+        """What a forced failover would do and lose."""
+        request = pb.PlanFailoverRequest(name=name, target=target)
+        return _mapping((await self._call(lambda stub: stub.PlanFailover, request)).plan_json)
+
+    async def failover(self, name: str, target: str, *, after_term: int) -> str:
+        """Id of the order."""
+        request = pb.FailoverRequest(name=name, target=target, after_term=after_term)
+        return (await self._call(lambda stub: stub.Failover, request)).id
+
+    async def pause_failover(self, name: str, reason: str = "") -> None:
+        await self._call(lambda stub: stub.PauseFailover, pb.PauseFailoverRequest(name=name, reason=reason))
+
+    async def resume_failover(self, name: str) -> None:
+        await self._call(lambda stub: stub.ResumeFailover, pb.ResumeFailoverRequest(name=name))
+
+    async def history(self, name: str, limit: int = 0) -> list[dict[str, Any]]:
+        """Changes of leadership, oldest first."""
+        answer = await self._call(lambda stub: stub.GetHistory, pb.GetHistoryRequest(name=name, limit=limit))
+        return [_mapping(text) for text in answer.entries_json]
+
     async def restart(self, name: str) -> int:
         """Number of the restart."""
         request = pb.RestartInstanceRequest(name=name)
@@ -179,7 +210,7 @@ class Client:
         """Lines for people, and the same for programs."""
         request = pb.ExplainRequest(name=name, document=json.dumps(document) if document is not None else "")
         response = await self._call(lambda stub: stub.Explain, request)
-        return list(response.lines), _parsed(response.explanation_json)
+        return list(response.lines), parsed(response.explanation_json)
 
     async def credentials(self, name: str, user: str = "") -> Credentials:
         request = pb.GetCredentialsRequest(name=name, user=user)
@@ -204,11 +235,36 @@ class Client:
         request = pb.CreateJoinTokenRequest(node=node, ttl_s=ttl_s)
         return (await self._call(lambda stub: stub.CreateJoinToken, request, repeatable=False)).token
 
+    async def create_operator_token(self, name: str, role: str) -> tuple[str, str]:
+        """The token and its id."""
+        request = pb.CreateOperatorTokenRequest(name=name, role=role)
+        answer = await self._call(lambda stub: stub.CreateOperatorToken, request, repeatable=False)
+        return answer.token, answer.id
+
+    async def operator_tokens(self) -> list[dict[str, Any]]:
+        """All of them, without secrets: id, name, role, created_at (wall seconds; 0 = not known), own."""
+        answer = await self._call(lambda stub: stub.ListOperatorTokens, pb.ListOperatorTokensRequest())
+        return [
+            {
+                "id": one.id,
+                "name": one.name,
+                "role": one.role,
+                "created_at": one.created_at_ms / 1000,
+                "own": one.own,
+            }
+            for one in answer.tokens
+        ]
+
+    async def revoke_operator_token(self, token: str) -> tuple[str, str]:
+        """Id and name of the token that was revoked."""
+        request = pb.RevokeOperatorTokenRequest(token=token)
+        answer = await self._call(lambda stub: stub.RevokeOperatorToken, request, repeatable=False)
+        return answer.id, answer.name
+
     async def status(self) -> dict[str, Any]:
         """Everything at a glance."""
         response = await self._call(lambda stub: stub.GetStatus, pb.GetStatusRequest())
-        found = _parsed(response.status_json)
-        return found if isinstance(found, dict) else {}
+        return _mapping(response.status_json)
 
     async def events(self, *, prefix: str = "", limit: int = 0, follow: bool = False) -> AsyncGenerator[dict[str, Any]]:
         """Past events, then with `follow` new ones as they happen, for as long as a hub answers."""
@@ -220,11 +276,11 @@ class Client:
                 call = self._connected().WatchEvents(request, timeout=deadline, metadata=self._metadata())
                 async for response in call:
                     told = True
-                    event = _parsed(response.event_json)
+                    event = parsed(response.event_json)
                     if isinstance(event, dict):
                         yield event
             except grpc.aio.AioRpcError as error:
-                if told or not _is_lost(error) or number == len(self._hubs):
+                if told or not is_lost(error) or number == len(self._hubs):
                     raise self._translate(error) from error
                 await self._rotate()
             else:
@@ -245,9 +301,9 @@ class Client:
                 call = method(self._connected())
                 return await call(request, timeout=max(0.1, min(ATTEMPT_S, left)), metadata=self._metadata())
             except grpc.aio.AioRpcError as error:
-                if not _is_lost(error):
+                if not is_lost(error):
                     raise self._translate(error) from error
-                if not (repeatable or _never_sent(error)):
+                if not (repeatable or never_sent(error)):
                     raise self._maybe_done(error) from error
                 failures += 1
                 if self._hopeless(error, failures, self._clock.now() - started):
@@ -260,9 +316,9 @@ class Client:
         """Whether to stop trying. Every hub is tried at least once."""
         if failures < len(self._hubs):
             return False
-        if _tls_problem(error) or waited_s > CALL_S:
+        if tls_problem(error) or waited_s > CALL_S:
             return True
-        return _never_sent(error) and waited_s > PATIENCE_S
+        return never_sent(error) and waited_s > PATIENCE_S
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self._target.token}"),)
@@ -286,100 +342,37 @@ class Client:
                 await channel.close()
 
     def _translate(self, error: grpc.aio.AioRpcError) -> MoorageError:
-        if not _is_lost(error):
+        if not is_lost(error):
             return translate(error)
         hubs = ", ".join(sorted(self._target.hubs))
         where = f"hub {hubs}" if len(self._target.hubs) == 1 else f"hubs {hubs}"
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             what = f"no answer within {ATTEMPT_S:g} s"
             return TimedOutError(what, object=where, hint="Is etcd well? See the hub's log, then try again.")
-        problem = _tls_problem(error)
+        problem = tls_problem(error)
         if problem:
             return UnavailableError(problem, object=where, hint="Take ca.crt from the hub's data_dir anew (--ca-file).")
         hint = "Is moorage-hub running there, and is this its operator port? Choose another with --hub or --context."
-        return UnavailableError(_words(error), object=where, hint=hint)
+        return UnavailableError(words(error), object=where, hint=hint)
 
     def _maybe_done(self, error: grpc.aio.AioRpcError) -> MoorageError:
         return UnavailableError(
-            f"the connection broke before the answer came: {_words(error)}",
+            f"the connection broke before the answer came: {words(error)}",
             object=f"hub {self._hubs[0]}",
             hint="It may have been carried out or not: look before you try again.",
         )
 
 
-def translate(error: grpc.aio.AioRpcError) -> MoorageError:
-    """The hub's refusal as the error it was there."""
-    for key, value in error.trailing_metadata() or ():
-        if key == ERROR_KEY:
-            parts = _parsed(value)
-            if isinstance(parts, dict):
-                kind = BY_CODE.get(str(parts.get("code")), MoorageError)
-                texts = {name: str(parts.get(name, "")) for name in ("what", "object", "hint")}
-                return kind(texts["what"], object=texts["object"], hint=texts["hint"])
-        if key == "moorage-code" and value in BY_CODE:
-            return BY_CODE[str(value)](error.details() or str(value))
-    kind = _BY_STATUS.get(error.code().name, MoorageError)
-    hint = "Hub and moorctl may be of different versions." if error.code() is grpc.StatusCode.UNIMPLEMENTED else ""
-    return kind(error.details() or error.code().name.lower(), object="hub", hint=hint)
-
-
-def _is_lost(error: grpc.aio.AioRpcError) -> bool:
-    """No answer came, as opposed to a refusal: the hub marks its own errors."""
-    if any(key in {ERROR_KEY, "moorage-code"} for key, _ in error.trailing_metadata() or ()):
-        return error.code() is grpc.StatusCode.UNAVAILABLE
-    return error.code() in {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.CANCELLED,  # never by ourselves: what an overloaded gRPC server does
-    }
-
-
-def _never_sent(error: grpc.aio.AioRpcError) -> bool:
-    details = (error.details() or "").lower()
-    return any(mark in details for mark in ("failed to connect", "dns resolution", "errors resolving"))
-
-
-def _tls_problem(error: grpc.aio.AioRpcError) -> str:
-    """What is wrong with the secure connection, in words; empty when nothing is."""
-    details = error.details() or ""
-    if "CERTIFICATE_VERIFY_FAILED" in details:
-        return "its certificate is not from the CA of this context"
-    if "WRONG_VERSION_NUMBER" in details:
-        return "it does not speak TLS"
-    return ""
-
-
-def _words(error: grpc.aio.AioRpcError) -> str:
-    """The reason without gRPC's wrapping."""
-    details = error.details() or error.code().name.lower()
-    for mark, words in (
-        ("Connection refused", "connection refused"),
-        ("No route to host", "no route to host"),
-        ("Network is unreachable", "network is unreachable"),
-        ("DNS resolution failed", "the name cannot be resolved"),
-        ("errors resolving", "the name cannot be resolved"),
-        ("Timeout occurred", "no connection within 3 s"),
-        ("Connection reset", "connection reset"),
-        ("Socket closed", "the connection was closed"),
-    ):
-        if mark in details:
-            return words
-    return details
-
-
 def _thing(message: pb.Object) -> Thing:
-    spec, status = _parsed(message.spec_json), _parsed(message.status_json)
     return Thing(
         kind=_KIND_NAMES[message.kind],
         name=message.name,
-        spec=spec if isinstance(spec, dict) else {},
-        status=status if isinstance(status, dict) else {},
+        spec=_mapping(message.spec_json),
+        status=_mapping(message.status_json),
     )
 
 
-def _parsed(text: str | bytes) -> Any:
-    """JSON of the hub; UnavailableError when it is none (another program answers there)."""
-    try:
-        return json.loads(text or "null")
-    except ValueError as error:
-        raise UnavailableError("the answer is not JSON", object="hub", hint="Is this a Moorage hub?") from error
+def _mapping(text: str) -> dict[str, Any]:
+    """JSON of the hub, of which a mapping is expected."""
+    found = parsed(text)
+    return found if isinstance(found, dict) else {}

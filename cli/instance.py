@@ -13,11 +13,11 @@ from cli import connect, instance_page, output, progress
 from cli.apply import show_applied, wait_options, wait_until_running
 from cli.client import Applied, Client
 from cli.instance_document import Wishes, base_document, document_for
-from cli.session import Noun, Session, complete_names, confirm, pass_session
+from cli.session import Noun, Session, complete_names, confirm, pass_session, tell
 from core.errors import ConflictError, MoorageError, NotFoundError, UserError
 from core.ids import InstanceRef
 
-_name_argument = click.argument("name", metavar="PROJECT/NAME", shell_complete=complete_names("Instance"))
+name_argument = click.argument("name", metavar="PROJECT/NAME", shell_complete=complete_names("Instance"))
 
 
 @click.group(cls=Noun)
@@ -43,8 +43,12 @@ def checked_name(name: str) -> str:
 @click.option("--cpu", type=float, help="Cores of each member.")
 @click.option("--memory", metavar="SIZE", help="Memory of each member, such as 2Gi.")
 @click.option("--disk", metavar="SIZE", help="Disk of each member, such as 20Gi.")
-@click.option("--mode", type=click.Choice(["async", "sync", "quorum"]), help="When a commit is acknowledged.")
-@click.option("--k", type=int, help="With --mode quorum: how many replicas must confirm.")
+@click.option(
+    "--mode", type=click.Choice(["async", "sync", "quorum"]), help="When a commit is acknowledged, see above."
+)
+@click.option("--quorum", type=click.IntRange(1, 8), metavar="K", help="Mode quorum: when K replicas have confirmed.")
+@click.option("--k", "k", type=int, hidden=True, help="With --mode quorum: how many replicas must confirm.")
+@click.option("--strict/--no-strict", default=None, help="sync, quorum: wait for replicas, or go on alone, see above.")
 @click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Engine parameter; repeatable.")
 @click.option("--database", "databases", multiple=True, metavar="NAME", help="Database (default app); repeatable.")
 @click.option("--user", "users", multiple=True, metavar="NAME", help="User (default app); the first owns databases.")
@@ -58,6 +62,12 @@ def create(
     session: Session, /, *, name: str, file: str | None, create_project: bool, wait: bool, timeout: float, **wishes: Any
 ) -> None:
     """Create an instance and wait until it runs.
+
+    \b
+    async   a commit is acknowledged at once; a failover may lose the last moments
+    sync    ... when one replica has it, quorum: when K have; no failover loses it
+    --strict (default) while too few replicas are there, commits wait: nothing acknowledged can be lost.
+    --no-strict        the primary goes on with fewer, at last alone; if it is lost then, its return is waited for.
 
     Passwords are made by the hub: `moorctl instance connect` uses them, `connect --print` shows them.
     """
@@ -125,7 +135,7 @@ def list_instances(session: Session, project: str) -> None:
 
 
 @instance.command()
-@_name_argument
+@name_argument
 @pass_session
 def show(session: Session, name: str) -> None:
     """An instance in full: members, conditions, ways in, changes of leadership."""
@@ -142,7 +152,7 @@ def show(session: Session, name: str) -> None:
 @click.option("-f", "--file", metavar="FILE", help="An Instance document to place on paper.")
 @pass_session
 def explain(session: Session, name: str, file: str | None) -> None:
-    """Why members are where they are, or why they cannot be placed."""
+    """Why members are where they are, or why they cannot be placed; and what is waited for while nobody leads."""
     if bool(name) is bool(file):
         raise UserError("name either an instance or a file with -f", object="explain")
     document = base_document(file) if file else None
@@ -159,40 +169,7 @@ def explain(session: Session, name: str, file: str | None) -> None:
 
 
 @instance.command()
-@_name_argument
-@click.option("--to", "target", default="", metavar="MEMBER", help="Member to become primary (default: the best).")
-@wait_options[0]
-@wait_options[1]
-@pass_session
-def switchover(session: Session, name: str, target: str, wait: bool, timeout: float) -> None:
-    """Move the primary in an orderly way: clients see a pause, no error."""
-    checked = checked_name(name)
-
-    async def work(client: Client) -> dict[str, Any]:
-        before = (await client.get("Instance", checked)).status
-        term = int((before.get("ha") or {}).get("term") or 0)
-        request_id = await client.switchover(checked, target)
-        done: dict[str, Any] = {
-            "name": checked,
-            "request": request_id,
-            "from": before.get("primary"),
-            "to": target or None,
-        }
-        if wait:
-            goal = progress.switched(checked, request_id, before_term=term, target=target)
-            pages = await progress.wait_for(client, [goal], timeout_s=timeout, clock=session.clock)
-            done["to"] = (pages[checked] or {}).get("primary")
-        return done
-
-    done = session.run(work)
-    if wait:
-        _tell(session, done, f"instance {checked}: {done['to']} is primary, {done['from']} was")
-    else:
-        _tell(session, done, f"instance {checked}: switchover asked for")
-
-
-@instance.command()
-@_name_argument
+@name_argument
 @wait_options[0]
 @wait_options[1]
 @pass_session
@@ -208,13 +185,13 @@ def restart(session: Session, name: str, wait: bool, timeout: float) -> None:
         return number
 
     number = session.run(work)
-    _tell(
+    tell(
         session, {"name": checked, "restart_id": number}, f"instance {checked} {'restarted' if wait else 'restarting'}"
     )
 
 
 @instance.command()
-@_name_argument
+@name_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @wait_options[0]
 @wait_options[1]
@@ -235,23 +212,14 @@ def delete(session: Session, name: str, yes: bool, wait: bool, timeout: float) -
             await progress.wait_for(client, [progress.gone(checked)], timeout_s=timeout, clock=session.clock)
 
     session.run(work)
-    _tell(
-        session, {"name": checked, "deleted": wait}, f"instance {checked} {'deleted' if wait else 'is being deleted'}"
-    )
-
-
-def _tell(session: Session, page: dict[str, Any], line: str) -> None:
-    if session.output != "table":
-        output.dump(page, session.output)
-    else:
-        output.say(output.plain(line))
+    tell(session, {"name": checked, "deleted": wait}, f"instance {checked} {'deleted' if wait else 'is being deleted'}")
 
 
 # --- connect --------------------------------------------------------------------------------------------------------
 
 
 @instance.command("connect")
-@_name_argument
+@name_argument
 @click.option("--read-only", is_flag=True, help="To the port for reads, which goes to replicas.")
 @click.option("--user", default="", metavar="USER", help="As this user (default: the first declared one).")
 @click.option("--print", "only_print", is_flag=True, help="Print the connection URI, password included.")

@@ -26,6 +26,8 @@ class Wishes:
     disk: str | None
     mode: str | None
     k: int | None
+    quorum: int | None = None
+    strict: bool | None = None
     parameters: tuple[str, ...]
     databases: tuple[str, ...]
     users: tuple[str, ...]
@@ -41,7 +43,7 @@ def document_for(ref: InstanceRef, wishes: Wishes, base: dict[str, Any]) -> dict
     plain = {"replicas": wishes.replicas, "engine_version": wishes.engine_version}
     document |= {field: value for field, value in plain.items() if value is not None}
     _merge(document, "resources", {"cpu": wishes.cpu, "memory": wishes.memory, "disk": wishes.disk})
-    _merge(document, "replication", {"mode": wishes.mode, "k": wishes.k})
+    _merge(document, "replication", _replication(wishes))
     _merge(document, "parameters", dict(_parameter(text) for text in wishes.parameters))
     _add_users_and_databases(document, wishes)
     parse_document(document, where=str(ref))
@@ -52,6 +54,16 @@ def _merge(document: dict[str, Any], field: str, given: dict[str, Any]) -> None:
     chosen = {name: value for name, value in given.items() if value is not None}
     if chosen:
         document[field] = {**document.get(field, {}), **chosen}
+
+
+def _replication(wishes: Wishes) -> dict[str, Any]:
+    """`--quorum K` says mode and number at once."""
+    if wishes.quorum is None:
+        return {"mode": wishes.mode, "k": wishes.k, "strict": wishes.strict}
+    if wishes.mode not in (None, "quorum") or wishes.k not in (None, wishes.quorum):
+        other = f"--mode {wishes.mode}" if wishes.mode not in (None, "quorum") else f"--k {wishes.k}"
+        raise UserError(f"--quorum {wishes.quorum} does not go with {other}", object="--quorum")
+    return {"mode": "quorum", "k": wishes.quorum, "strict": wishes.strict}
 
 
 def _parameter(text: str) -> tuple[str, str]:

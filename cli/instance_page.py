@@ -9,6 +9,7 @@ from typing import Any
 
 from cli import output, progress
 from cli.client import Thing
+from cli.history_page import when
 from cli.output import Cell
 
 HEADERS = ["NAME", "PHASE", "PRIMARY", "MEMBERS", "ENGINE", "AGE", "MESSAGE"]
@@ -53,8 +54,9 @@ def show(found: Thing, wall: float) -> None:
     phase = phase_cell(page)
     output.say(f"phase:       {output.tone(phase, phase.how or 'bold')} for {output.age(page.get('since'), wall=wall)}")
     output.say(f"generation:  {generation}{'' if generation == observed else f' (members are at {observed})'}")
-    replication = found.spec.get("replication") or {}
-    output.say(f"replication: {output.plain(replication.get('mode', '-'))}")
+    output.say(f"replication: {replication_text(found.spec)}")
+    for line in leadership_lines(page, wall):
+        output.say(line)
     if found.spec.get("deletion_protection"):
         output.say("protected:   yes, delete is refused")
     for line in endpoint_lines(page):
@@ -63,6 +65,45 @@ def show(found: Thing, wall: float) -> None:
     _show_members(progress.members_of(page), wall)
     _show_conditions(page, wall)
     _show_history(page, wall)
+
+
+def replication_text(spec: dict[str, Any]) -> str:
+    """How commits are acknowledged, such as `quorum of 2, strict`."""
+    replication = spec.get("replication") or {}
+    mode = output.plain(replication.get("mode", "-"))
+    if mode in ("-", "async"):
+        return mode
+    many = f" of {replication.get('k')}" if mode == "quorum" else ""
+    return f"{mode}{many}, {'strict' if replication.get('strict', True) else 'not strict'}"
+
+
+def leadership_lines(page: dict[str, Any], wall: float) -> list[str]:
+    """What operators have asked about leadership and is not over: pause, appointment, requests."""
+    ha = page.get("ha") or {}
+    lines = []
+    if ha.get("paused"):
+        why = f" ({output.plain(ha['pause_reason'])})" if ha.get("pause_reason") else ""
+        who = output.plain(ha.get("paused_by") or "an operator")
+        lines.append(f"failover:    paused by {who} {output.age(ha.get('paused_at'), wall=wall)} ago{why}")
+    if wish := ha.get("scheduled"):
+        whom = output.plain(wish.get("target") or "the best replica")
+        at = f"{when(wish.get('at'))}, in {output.until(wish.get('at'), wall=wall)}"
+        lines.append(f"scheduled:   switchover to {whom} at {at}, by {output.plain(wish.get('requested_by'))}")
+    if request := ha.get("switchover"):
+        whom = output.plain(request.get("target") or "the best replica")
+        lines.append(f"under way:   switchover to {whom}, by {output.plain(request.get('requested_by'))}")
+    if order := ha.get("forced"):
+        who = output.plain(order.get("requested_by"))
+        lines.append(f"under way:   forced failover to {output.plain(order.get('target'))}, by {who}")
+    return lines
+
+
+def tags_text(member: dict[str, Any]) -> str:
+    """What is particular to a member, such as `no_failover priority=10`."""
+    tags = member.get("tags")
+    if not isinstance(tags, dict):
+        return ""
+    return " ".join(name if value is True else f"{name}={value}" for name, value in tags.items() if value)
 
 
 def endpoint_lines(page: dict[str, Any]) -> list[str]:
@@ -79,6 +120,7 @@ def endpoint_lines(page: dict[str, Any]) -> list[str]:
 
 def _show_members(members: Sequence[dict[str, Any]], wall: float) -> None:
     rows = []
+    tagged = any(tags_text(member) for member in members)
     for member in members:
         state = str(member.get("state") or "unknown")
         how: output.Tone | None = "good" if state == "running" else "bad" if state in {"failed", "crashed"} else "warn"
@@ -96,10 +138,12 @@ def _show_members(members: Sequence[dict[str, Any]], wall: float) -> None:
                 output.size(member.get("lag_bytes")),
                 "-" if sessions is None else sessions,
                 output.age(member.get("since"), wall=wall),
+                *([tags_text(member) or "-"] if tagged else []),
                 member.get("message") or "",
             ]
         )
-    headers = ["MEMBER", "ROLE", "STATE", "NODE", "ADDRESS", "LSN", "LAG", "SESSIONS", "FOR", "MESSAGE"]
+    headers = ["MEMBER", "ROLE", "STATE", "NODE", "ADDRESS", "LSN", "LAG", "SESSIONS", "FOR"]
+    headers += [*(["TAGS"] if tagged else []), "MESSAGE"]
     if rows:
         output.table(headers, rows)
 
@@ -118,7 +162,8 @@ def _show_conditions(page: dict[str, Any], wall: float) -> None:
 
 
 def _show_history(page: dict[str, Any], wall: float) -> None:
-    history = (page.get("ha") or {}).get("history") or []
+    told = (page.get("ha") or {}).get("history") or []
+    history = [change for change in told if change.get("kind") != "opened"]  # it follows from the line before
     rows = [
         [change.get("term"), change.get("member"), output.age(change.get("at"), wall=wall), change.get("reason")]
         for change in history[-HISTORY_SHOWN:]

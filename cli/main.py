@@ -20,10 +20,12 @@ from cli.apply import apply_command, diff_command
 from cli.context import context
 from cli.event import event
 from cli.instance import instance
+from cli.instance_leadership import COMMANDS as LEADERSHIP_COMMANDS
 from cli.node import node
 from cli.project import project
 from cli.session import Root, Session, Verb
 from cli.status import status_command
+from cli.token import token
 from core.errors import MoorageError, UserError
 
 PROGRAM = "moorctl"
@@ -47,12 +49,15 @@ def moorctl() -> None:
 
 moorctl.add_command(apply_command)
 moorctl.add_command(diff_command)
+for command in LEADERSHIP_COMMANDS:
+    instance.add_command(command)
 moorctl.add_command(instance)
 moorctl.add_command(node)
 moorctl.add_command(project)
 moorctl.add_command(event)
 moorctl.add_command(status_command)
 moorctl.add_command(context)
+moorctl.add_command(token)
 
 
 @moorctl.command("completion", cls=Verb)

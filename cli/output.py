@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -98,6 +99,11 @@ def dump_lines(values: Iterable[object], form: Literal["json", "yaml"]) -> None:
             say("---\n" + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip("\n"))
 
 
+def width() -> int:
+    """Columns for running text: the terminal's, but no more than are read with ease; 80 where there is none."""
+    return max(60, min(100, shutil.get_terminal_size((80, 24)).columns))
+
+
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -158,10 +164,20 @@ def duration(seconds: float) -> str:
 
 def age(text: object, *, wall: float) -> str:
     """How long ago an ISO time was; a dash for what is none."""
+    at = _wall_of(text)
+    return "-" if at is None else duration(wall - at)
+
+
+def until(text: object, *, wall: float) -> str:
+    """How long it is to an ISO time; a dash for what is none."""
+    at = _wall_of(text)
+    return "-" if at is None else duration(at - wall)
+
+
+def _wall_of(text: object) -> float | None:
     if not isinstance(text, str):
-        return "-"
+        return None
     try:
-        at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:
-        return "-"
-    return duration(wall - at.timestamp())
+        return None

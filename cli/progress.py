@@ -30,7 +30,8 @@ PLACE_PATIENCE_S = 15.0  # a node may be about to enrol; after that only a perso
 ADVERSE = ("PendingRestart",)  # conditions that tell of something amiss when they are true; all others when false
 # The order in which to tell what is wrong: the first one usually explains the others.
 CONDITION_ORDER = (
-    "PrimaryAvailable", "NodesReachable", "ReplicasAvailable", "Replicating", "Placed", "Converged", "PendingRestart",
+    "PrimaryAvailable", "NodesReachable", "ReplicasAvailable", "Replicating", "EnginesHealthy", "Placed", "Converged",
+    "PendingRestart", "AutomaticFailover",
 )  # fmt: skip
 POINTING = ("NotPlaced", "NotReady", "NoPrimary", "NoReplica")  # reasons that only point to another condition
 
@@ -241,6 +242,28 @@ def switched(name: str, request_id: str, *, before_term: int, target: str = "") 
         return Reached() if page.get("phase") == "Running" else NotYet(worst_condition(page))
 
     return Goal(name=name, judge=judge, what="switched over")
+
+
+def forced(name: str, order: str, *, target: str, after_term: int) -> Goal:
+    """The target leads in a later term and accepts writes; the others may still be down."""
+
+    def judge(page: Page | None, _waited_s: float) -> Verdict:
+        if page is None:
+            return _vanished(name)
+        ha, leader = page.get("ha") or {}, page.get("leader") or {}
+        term = int(ha.get("term") or 0)
+        if term <= after_term and (ha.get("forced") or {}).get("id") not in (order, None):
+            return Hopeless(ConflictError("another failover was ordered meanwhile", object=name))
+        if term <= after_term or not leader:
+            return NotYet(worst_condition(page) or f"{target} has not taken over yet")
+        if leader.get("member") != target:
+            hint = f"See: moorctl instance history {name}"
+            return Hopeless(ConflictError(f"{leader.get('member')} leads, not {target}", object=name, hint=hint))
+        here = next((member for member in members_of(page) if member.get("name") == target), {})
+        opened = here.get("role") == "primary" and here.get("state") == "running"
+        return Reached() if opened else NotYet(f"{target} leads and is about to accept writes")
+
+    return Goal(name=name, judge=judge, what=f"led by {target}")
 
 
 def _vanished(name: str) -> Hopeless:

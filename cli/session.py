@@ -170,6 +170,25 @@ def confirm(question: str, *, yes: bool) -> None:
         raise click.Abort
 
 
+def confirm_by_name(question: str, name: str, *, yes: bool) -> None:
+    """As `confirm`, for what cannot be undone: a person types the name of what it is done to."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError("not done: it needs to be confirmed", hint="Give --yes where nobody can answer a question.")
+    if click.prompt(f"{question} Type {name} to confirm", default="", show_default=False, err=True).strip() != name:
+        output.note("that is not the name: nothing is done")
+        raise click.Abort
+
+
+def tell(session: Session, page: dict[str, Any], line: str) -> None:
+    """What was done: the page for programs, the line for people."""
+    if session.output != "table":
+        output.dump(page, session.output)
+    else:
+        output.say(output.plain(line))
+
+
 COMPLETE_S = 1.5  # a person has pressed Tab: no answer is better than a late one
 
 

@@ -9,11 +9,13 @@ import click
 
 from cli import instance_page, node, output
 from cli.client import Thing
+from cli.history_page import when
 from cli.progress import worst_condition
 from cli.session import Session, Verb, pass_session
 
 DEGRADED = 9  # exit status of --check when something needs a look
 PHASE_ORDER = ("Degraded", "Pending", "Creating", "Deleting", "Modifying", "Running")
+PAUSED = "automatic failover is paused"  # how the condition's message begins
 WELL = frozenset({"Running", "Modifying", "Creating", "Deleting"})
 Page = dict[str, Any]
 
@@ -26,7 +28,7 @@ def status_command(session: Session, check: bool) -> None:
     page = session.run(lambda client: client.status())
     found = problems(page)
     if session.output != "table":
-        output.dump({**page, "problems": found}, session.output)
+        output.dump({**page, "problems": found, "remarks": remarks(page)}, session.output)
     else:
         show(page, session.clock.wall())
     if check and found:
@@ -45,6 +47,23 @@ def problems(page: Page) -> list[str]:
     return [output.plain(line) for line in (*hubs, *silent, *amiss)]
 
 
+def remarks(page: Page) -> list[str]:
+    """What is as somebody asked, and easily forgotten: nothing is wrong, so monitoring is not told."""
+    lines = []
+    for one in _pages(page, "instances"):
+        ha = one.get("ha") or {}
+        name = one.get("name")
+        if ha.get("paused"):
+            why = f" ({ha['pause_reason']})" if ha.get("pause_reason") else ""
+            who = f"by {ha.get('paused_by') or 'an operator'} since {when(ha.get('paused_at'))}{why}"
+            lines.append(f"instance {name}: {PAUSED} {who}")
+        if wish := ha.get("scheduled"):
+            whom = wish.get("target") or "the best replica"
+            at = f"{when(wish.get('at'))}, by {wish.get('requested_by')}"
+            lines.append(f"instance {name}: switchover to {whom} at {at}")
+    return [output.plain(line) for line in lines]
+
+
 def _pages(page: Page, key: str) -> list[Page]:
     found = page.get(key)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
@@ -58,6 +77,8 @@ def show(page: Page, wall: float) -> None:
             output.say(f"{output.tone('!', 'bad')} {line}")
     else:
         output.say(output.tone("all is well", "good"))
+    for line in remarks(page):
+        output.say(f"{output.tone('-', 'warn')} {line}")
     output.say()
     _show_hubs(_pages(page, "hubs"))
     _show_nodes(_pages(page, "nodes"))
@@ -87,7 +108,7 @@ def _show_instances(instances: list[Page], wall: float) -> None:
     things.sort(key=lambda one: (_rank(one.status), one.name))
     rows = [instance_page.row(one, wall) for one in things]
     for one, row in zip(things, rows, strict=True):
-        if one.status.get("phase") not in WELL:
+        if one.status.get("phase") not in WELL or str(row[-1]).startswith(PAUSED):
             row[-1] = ""  # it stands above
     output.table(["INSTANCE", *instance_page.HEADERS[1:]], rows)
 

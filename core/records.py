@@ -12,6 +12,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any, Literal
 
 from core.status import Condition, MemberState, Phase, Role
@@ -23,13 +24,20 @@ DesiredState = Literal["running", "stopped", "absent"]
 
 def to_json(record: Any) -> bytes:
     """One line of JSON with sorted keys: equal records give equal bytes. Takes any dataclass of this module."""
-    return json.dumps(dataclasses.asdict(record), sort_keys=True, separators=(",", ":"), default=_plain).encode()
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), default=_plain).encode()
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: getattr(value, name) for name in _field_names(type(value))}
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+@cache
+def _field_names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 # --- nodes, projects, instances -------------------------------------------------------------------------------------
@@ -186,6 +194,15 @@ class MemberSecrets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemberNotice:
+    """Something to know about a member whether or not it runs, such as a disk that is filling. `reason` is CamelCase,
+    `message` holds no figures that run by themselves."""
+
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedMember:
     """observed/<node>/<project>.<instance>.<member>: what the agent last reported; transitions only, no LSN."""
 
@@ -204,6 +221,7 @@ class ObservedMember:
     engine_tls: bool = False
     reason: str = ""  # CamelCase, for FAILED, CRASHED, LAGGING
     message: str = ""
+    notices: tuple[MemberNotice, ...] = ()
     since: float = 0.0
 
 
@@ -276,8 +294,8 @@ class StepTaken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeadershipChange:
-    """One line of an instance's history. `kind`: led, released, opened (for writes), switchover_ended, forced, paused,
-    resumed; empty in what older versions wrote."""
+    """One line of an instance's history. `kind`: led, released, opened (for writes), switchover_ended, ordered (a forced
+    failover), forced (led by such an order), paused, resumed; empty in what older versions wrote."""
 
     term: int
     member: str
@@ -311,6 +329,7 @@ class HaRecord:
     paused: bool = False  # no automatic failover
     paused_by: str = ""
     paused_at: float = 0.0
+    pause_reason: str = ""
     history: tuple[LeadershipChange, ...] = ()  # newest last, at most HISTORY_MAX
 
 
@@ -354,6 +373,7 @@ class PeerMember:
     priority: int = 0
     no_load_balance: bool = False
     clone_source: bool = False
+    upstream: str = ""  # cascading: the member it is to stream from; such a member is in no sync set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,6 +420,7 @@ class OperatorRecord:
     name: str
     role: Literal["viewer", "operator", "admin"] = "admin"
     secret_sha256: str = ""
+    created_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

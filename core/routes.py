@@ -3,6 +3,10 @@
 A route is complete and replaces the former one of its instance; an instance that is not in the table is served no more.
 `expires_at_s` is the fence: past it the proxy neither sends a write session to that primary nor leaves one connected,
 even if nobody tells it so. It is monotonic time of this host, shared by agent and proxy.
+
+Beside tables go *verifiers*, by which the proxy checks passwords: those of the declared users are told (`Declared`), of
+any other role the proxy asks (`VerifierAsk`), which only an agent that has told some is asked. A line of these has one
+key, which says what it is. They are secrets: nothing here shows one.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ MAX_LINE_BYTES = 4 << 20  # 10,000 routes of 400 bytes; longer is a bug, not a t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """An engine to connect to. `tls`: the engine speaks TLS on this port."""
+    """An engine to connect to. `tls`: the engine speaks TLS on this port. `node`: whose certificate it shows then."""
 
     member: str
     host: str
     port: int
     tls: bool = False
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,7 @@ class Route:
     paused: bool = False  # switchover: let no new session through, hold it
     client_tls: Literal["off", "prefer", "require"] = "prefer"
     allow: tuple[str, ...] = ()  # client networks; empty = any
+    strict: bool = False  # a commit whose wait for standbys was cut short is told as 40003, not as success
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +71,80 @@ class ProxyReport:
     seq: int
     pid: int
     sessions: dict[str, SessionCounts] = field(default_factory=dict)  # by instance
+    busy: dict[str, int] = field(default_factory=dict)  # by instance: write sessions that a switchover must wait for
     bytes_in: int = 0
     bytes_out: int = 0
     refused: int = 0
 
 
-def encode(message: RouteTable | ProxyReport) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passwords:
+    """How the declared users of one instance are checked. `mock_secret` (hexadecimal) makes the questions to users that
+    do not exist; it is the same at all proxies of the instance, and known to no client."""
+
+    mock_secret: str = field(repr=False)
+    verifiers: dict[str, str] = field(default_factory=dict, repr=False)  # by user
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """Of all instances of the node; replaces what was told before."""
+
+    passwords: dict[str, Passwords]  # by instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierAsk:
+    """The proxy wants to know by what the instance's engine checks this user."""
+
+    instance: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierAnswer:
+    """`found`: the engine was asked. `verifier`: what it keeps; None when there is no such role, or it has no
+    password."""
+
+    instance: str
+    user: str
+    found: bool
+    verifier: str | None = field(default=None, repr=False)
+
+
+Note = Declared | VerifierAsk | VerifierAnswer
+_NOTES: dict[str, type[Note]] = {"declared": Declared, "ask": VerifierAsk, "answer": VerifierAnswer}
+_NOTE_NAMES = {kind: name for name, kind in _NOTES.items()}
+
+
+def encode(message: RouteTable | ProxyReport | Note) -> bytes:
     """One line, newline included."""
-    return json.dumps(asdict(message), separators=(",", ":")).encode() + b"\n"
+    raw: object = asdict(message)
+    if isinstance(message, Declared | VerifierAsk | VerifierAnswer):
+        raw = {_NOTE_NAMES[type(message)]: raw}
+    return json.dumps(raw, separators=(",", ":")).encode() + b"\n"
+
+
+def encode_question(seq: int) -> bytes:
+    """A line that changes nothing and only asks for a report, which repeats `seq`."""
+    return json.dumps({"seq": seq}, separators=(",", ":")).encode() + b"\n"
+
+
+def decode_note(line: bytes) -> Note | None:
+    """None when the line is a table, a question or a report. ValueError, without a word of the line, when it is a note
+    that cannot be read."""
+    if not any(line.startswith(b'{"%b":' % name.encode()) for name in _NOTES):  # as `encode` writes them
+        return None
+    ((name, fields),) = _object(line).items()
+    try:
+        note = _NOTES[name](**fields)
+        if isinstance(note, Declared):
+            return Declared(passwords={instance: Passwords(**raw) for instance, raw in fields["passwords"].items()})
+        if not all(isinstance(fields[part], str) for part in ("instance", "user")):
+            raise TypeError(name)
+        return note
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"a line of kind {name!r} is not of the expected form") from None
 
 
 def decode_table(line: bytes) -> RouteTable:

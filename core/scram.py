@@ -29,6 +29,17 @@ class Verifier:
     stored_key: bytes = field(repr=False)
     server_key: bytes = field(repr=False)
 
+    @staticmethod
+    def parse(text: str) -> Verifier:
+        """ValueError, which does not repeat the text, when it is not a verifier."""
+        match = _VERIFIER.fullmatch(text)
+        if match is None:
+            raise ValueError("not a SCRAM-SHA-256 verifier")
+        salt, stored, server = (base64.b64decode(match[part]) for part in (2, 3, 4))
+        if len(stored) != 32 or len(server) != 32:
+            raise ValueError("not a SCRAM-SHA-256 verifier: keys must have 32 bytes")
+        return Verifier(iterations=int(match[1]), salt=salt, stored_key=stored, server_key=server)
+
     def text(self) -> str:
         salt, stored, server = (base64.b64encode(raw).decode() for raw in (self.salt, self.stored_key, self.server_key))
         return f"SCRAM-SHA-256${self.iterations}:{salt}${stored}:{server}"
@@ -45,18 +56,7 @@ def make_verifier(password: str, *, salt: bytes | None = None, iterations: int =
     return Verifier(iterations=iterations, salt=salt, stored_key=stored, server_key=server).text()
 
 
-def parse_verifier(text: str) -> Verifier:
-    """ValueError, which does not repeat the text, when it is not a verifier."""
-    match = _VERIFIER.fullmatch(text)
-    if match is None:
-        raise ValueError("not a SCRAM-SHA-256 verifier")
-    salt, stored, server = (base64.b64decode(match[part]) for part in (2, 3, 4))
-    if len(stored) != 32 or len(server) != 32:
-        raise ValueError("not a SCRAM-SHA-256 verifier: keys must have 32 bytes")
-    return Verifier(iterations=int(match[1]), salt=salt, stored_key=stored, server_key=server)
-
-
 def password_fits(password: str, verifier: str) -> bool:
     """Whether the verifier is of this password."""
-    known = parse_verifier(verifier)
+    known = Verifier.parse(verifier)
     return hmac.compare_digest(make_verifier(password, salt=known.salt, iterations=known.iterations), known.text())

@@ -56,6 +56,8 @@ class ConditionType(StrEnum):
     CONVERGED = "Converged"
     PENDING_RESTART = "PendingRestart"
     ENGINE_TLS = "EngineTls"
+    ENGINES_HEALTHY = "EnginesHealthy"
+    AUTOMATIC_FAILOVER = "AutomaticFailover"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ the figures; whoever carries a plan out need only write it, comparing that the w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from core.ids import InstanceRef
 from core.records import InstanceRecord, NodeRecord, ProjectRecord
 from core.specs import Document, InstanceSpec, NodeSpec, ProjectSpec
 from hub.changes import describe_changes, describe_new, size_text
+from hub.judges.situation import member_number
 
 Outcome = Literal["created", "changed", "unchanged"]
 KindName = Literal["Project", "Instance", "Node"]
@@ -24,12 +25,13 @@ MAX_DOCUMENTS = 50  # one etcd transaction carries them all, and takes 128 opera
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is there. `engine_versions` are the majors that the members of an instance run."""
+    """What is there. `engine_versions` are the majors that the members of an instance run, `members` their names."""
 
     nodes: Mapping[str, NodeRecord]
     projects: Mapping[str, ProjectRecord]
     instances: Mapping[InstanceRef, InstanceRecord]
     engine_versions: Mapping[InstanceRef, int] = field(default_factory=dict)
+    members: Mapping[InstanceRef, Set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ def plan(documents: Sequence[Document], world: World, *, wall: float, create_onl
         projects=dict(world.projects),
         instances=dict(world.instances),
         engine_versions=world.engine_versions,
+        members=world.members,
     )
     steps = []
     for document in documents:
@@ -183,6 +186,7 @@ def _plan_instance(document: InstanceSpec, world: World, *, wall: float) -> Plan
     _check_region(document, project, ref)
     spec = document.model_dump(mode="json")
     known = world.instances.get(ref)
+    _check_members(document, ref, there=world.members.get(ref, frozenset()), known=known)
     if known is None:
         defaults = InstanceSpec(project=document.project, name=document.name).model_dump(mode="json")
         record = InstanceRecord(project=ref.project, name=ref.instance, spec=spec, created_at=wall)
@@ -223,6 +227,27 @@ def _check_region(document: InstanceSpec, project: ProjectRecord, ref: InstanceR
             object=str(ref),
             hint="Choose an allowed region, or change the project.",
         )
+
+
+def _check_members(document: InstanceSpec, ref: InstanceRef, *, there: Set[str], known: InstanceRecord | None) -> None:
+    """Refuse what is said about members that neither are there nor will be. What was said before is let through: its
+    member may have been replaced since, and the document is still the same."""
+    count = 1 + document.replicas
+    first = max(count, *(member_number(name) for name in there)) if there else count
+    names = {*there, *(f"m{number}" for number in range(1, first + 1))}
+    before = known.spec.get("members") or {} if known is not None else {}
+    for name, member in document.members.items():
+        if name not in names and name not in before:
+            raise _unknown_member(f"members.{name}", name, ref, there, count)
+        upstream = member.upstream
+        if upstream is not None and upstream not in names and (before.get(name) or {}).get("upstream") != upstream:
+            raise _unknown_member(f"members.{name}.upstream", upstream, ref, there, count)
+
+
+def _unknown_member(path: str, name: str, ref: InstanceRef, there: Set[str], count: int) -> UserError:
+    members = ", ".join(sorted(there, key=member_number)) if there else f"m1 to m{count}" if count > 1 else "m1 only"
+    what = f"{path}: {name} is no member: {'there are' if there else 'there will be'} {members}"
+    return UserError(what, object=str(ref), hint="See `moorctl instance show`.")
 
 
 def _check_unchangeable(

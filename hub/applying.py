@@ -90,7 +90,15 @@ def world_of(mirror: Mirror) -> World:
         projects={name: known.record for name, known in mirror.projects.items()},
         instances={ref: known.record for ref, known in mirror.instances.items()},
         engine_versions={ref.instance: known.record.engine_version for (_, ref), known in mirror.members.items()},
+        members=_members_by_instance(mirror),
     )
+
+
+def _members_by_instance(mirror: Mirror) -> dict[InstanceRef, set[str]]:
+    found: dict[InstanceRef, set[str]] = {}
+    for _, ref in mirror.members:
+        found.setdefault(ref.instance, set()).add(ref.member)
+    return found
 
 
 def _transaction(steps: Sequence[Planned], mirror: Mirror) -> txns.Txn:

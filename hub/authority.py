@@ -183,13 +183,14 @@ class Authority:
         return Operator(id=known.record.id, name=known.record.name, role=known.record.role)
 
 
-async def create_operator(store: Store, mirror: Mirror, name: str, role: OperatorRole) -> str:
+async def create_operator(store: Store, mirror: Mirror, name: str, role: OperatorRole, *, wall: float = 0.0) -> str:
     """A new operator's token, which is kept nowhere. `mirror` is for symmetry with the other writers."""
     del mirror
     if not name or len(name) > 80 or not name.isprintable():
         raise UserError("an operator's name must be 1 to 80 printable characters", object="name")
     token = identity.new_operator_token()
-    record = OperatorRecord(id=token.id, name=name, role=role, secret_sha256=identity.secret_sha256(token.secret))
+    secret_sha256 = identity.secret_sha256(token.secret)
+    record = OperatorRecord(id=token.id, name=name, role=role, secret_sha256=secret_sha256, created_at=wall)
     if not await store.commit(txns.put_if(keys.OPERATORS + token.id, to_json(record), revision=0)):
         raise MoorageError("an operator token of this id is there already", hint="Try again.")
     log.info("operator_created", name=name, role=role, id=token.id)

@@ -106,7 +106,8 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, int) and name in SIZE_FIELDS:
         return size_text(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_text(key, part)}" for key, part in value.items()) + "}"
+        said = {key: part for key, part in value.items() if part not in (None, False, 0, "")}
+        return "{" + ", ".join(f"{key}: {_text(key, part)}" for key, part in said.items()) + "}"
     if _is_list(value):
         return ", ".join(_by_name(_as_list(value))) or "none"
     if isinstance(value, str) and (not value or value != value.strip()):

@@ -37,13 +37,14 @@ from hub.etcd.mirror import Changes, Mirror
 from hub.etcd.store import Store
 from hub.events import MESSAGE_MAX, EventWriter
 from hub.judges import health, upkeep
+from hub.judges.schedule import due_at
 from hub.judges.situation import Pair, gather
 from hub.judges.steps import Step, next_step
 from hub.liveness import Liveness
 from hub.secrets import REPLICATION_USER, Secrets
 
 WORK = "controllers"
-TICK_S = 1.0  # silence is judged this often, refused steps are tried again
+TICK_S = 1.0  # silence and scheduled wishes are judged this often, refused steps are tried again
 RECHECK_S = 30.0
 TIDY_S = 600.0  # old events and used tokens
 CATCH_UP_TIMEOUT_S = 10.0
@@ -180,6 +181,7 @@ class Controllers:
         if now >= self._due.silence_at:
             self._due.silence_at = now + TICK_S
             await self._judge_silence(holding, now)
+            self._due.instances |= self._appointments()
         if now >= self._due.everything_at:
             self._due.everything_at = now + RECHECK_S
             self._due.instances |= self._mirror.instances.keys()
@@ -212,6 +214,11 @@ class Controllers:
         if known is None:
             del self._nodes[node]
         return now != before
+
+    def _appointments(self) -> set[InstanceRef]:
+        """Instances with a wish whose time has come."""
+        wall = self._hub.clock.wall()
+        return {ref for ref, known in self._mirror.ha.items() if due_at(known.record) <= wall}
 
     def _unplaced(self) -> Iterable[InstanceRef]:
         for ref, status in self._mirror.status.items():

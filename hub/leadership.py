@@ -22,7 +22,8 @@ from core.clock import Clock
 from core.errors import ConflictError, DeniedError, NotFoundError, UnavailableError
 from core.ids import InstanceRef, MemberRef
 from core.log import EventLog
-from core.records import HISTORY_MAX, Ballot, HaRecord, LeaderRecord, LeadershipChange, SyncRecord
+from core.records import Ballot, HaRecord, LeaderRecord, LeadershipChange, SyncRecord
+from hub import history
 from hub.etcd import keys, txns
 from hub.etcd.client import EtcdClient
 from hub.etcd.errors import LeaseGone
@@ -63,6 +64,7 @@ class HaChange:
     system_id: str | None = None
     end_switchover: str | None = None  # id of the request that is over
     note: str = ""  # for the history, with end_switchover
+    opened: LeadershipChange | None = None  # for the history: commits are acknowledged in this term
 
 
 class Leadership:
@@ -110,7 +112,7 @@ class Leadership:
                 member=me.member,
                 node=node,
                 lease_id=fresh_lease,
-                change=replace(change, at=self._clock.wall()),
+                change=self._line(me.instance, ha.record, change),
                 node_revision=known.mod_revision,
             )
             try:
@@ -130,12 +132,12 @@ class Leadership:
                 if await self._is_current(me.instance, leader, ha):
                     return False
                 continue
-            note = replace(change, term=term, member=me.member, at=self._clock.wall())
+            note = replace(change, term=term, member=me.member, kind="released", at=self._clock.wall())
             txn = txns.release(
                 me.instance,
                 leader=leader.record,
                 leader_revision=leader.mod_revision,
-                ha=replace(ha.record, history=(*ha.record.history, note)[-HISTORY_MAX:]),
+                ha=history.with_line(ha.record, note),
                 ha_revision=ha.mod_revision,
                 handover=handover,
             )
@@ -219,6 +221,12 @@ class Leadership:
 
     # --- the inside ---
 
+    def _line(self, instance: InstanceRef, ha: HaRecord, told: LeadershipChange) -> LeadershipChange:
+        """The history line of an acquire after `ha.term`."""
+        nodes = [node for node, ref in self._mirror.members if ref.instance == instance and ref.member == ha.leader]
+        silent = any(node in self._mirror.silent for node in nodes)
+        return history.acquired(ha, replace(told, at=self._clock.wall()), last_is_silent=silent)
+
     def _present(self, instance: InstanceRef) -> tuple[Versioned[LeaderRecord] | None, Versioned[HaRecord]]:
         """The mirror's leader and ha record; NotFoundError when the instance has no ha record."""
         ha = self._mirror.ha.get(instance)
@@ -294,8 +302,10 @@ def _changed(ha: HaRecord, change: HaChange, me: MemberRef, *, wall: float) -> H
             )
         ha = replace(ha, system_id=change.system_id)
     if change.end_switchover and ha.switchover is not None and ha.switchover.id == change.end_switchover:
-        ended = LeadershipChange(term=ha.term, member=me.member, reason=change.note, at=wall)
-        ha = replace(ha, switchover=None, history=(*ha.history, ended)[-HISTORY_MAX:])
+        ended = LeadershipChange(term=ha.term, member=me.member, reason=change.note, at=wall, kind="switchover_ended")
+        ha = history.with_line(replace(ha, switchover=None), ended)
+    if change.opened is not None and not any(c.kind == "opened" and c.term == ha.term for c in ha.history):
+        ha = history.with_line(ha, replace(change.opened, term=ha.term, member=me.member, kind="opened", at=wall))
     return ha
 
 

@@ -1,4 +1,5 @@
-"""What operators ask for beside applying documents: delete, switchover, restart, cordon, tokens, credentials.
+"""What operators ask for beside applying documents: delete, restart, cordon, tokens, credentials. What they ask about
+leadership is in `hub.wishes`.
 
 Each writes by compare-and-swap on what it judged, is judged anew when it loses, and tells who asked in an event.
 Nothing here waits for an outcome: controllers and agents carry the wish out, and status shows how far they are.
@@ -6,21 +7,21 @@ Nothing here waits for an outcome: controllers and agents carry the wish out, an
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from core.errors import ConflictError, NotFoundError
-from core.ids import InstanceRef, MemberName, MemberRef
+from core.errors import ConflictError, NotFoundError, UserError
+from core.identity import parse_operator_token
+from core.ids import InstanceRef
 from core.log import EventLog
-from core.records import InstanceRecord, InstanceStatus, MemberDesired, NodeRecord, SwitchoverRequest, to_json
-from core.status import MemberState, Role
-from hub.authority import Operator
+from core.records import InstanceRecord, InstanceStatus, NodeRecord, OperatorRecord, to_json
+from hub.authority import Operator, OperatorRole, create_operator
 from hub.context import Hub
 from hub.etcd import keys, txns
 from hub.etcd.mirror import Versioned
 from hub.status_page import Scene, hosts, scene
 
+ROLES: dict[str, OperatorRole] = {"viewer": "viewer", "operator": "operator", "admin": "admin"}
 ATTEMPTS = 5  # each lost one means that somebody else has written meanwhile
 SHOWN_NAMES = 5  # in an error that lists what stands in the way
 
@@ -52,7 +53,7 @@ class Operations:
         """Mark the instance for deletion. ConflictError while it is protected; asking twice is fine."""
 
         def judge() -> txns.Txn | None:
-            known = self._instance(ref)
+            known = any_instance(self._hub, ref)
             if known.record.deleting:
                 return None
             if known.record.spec.get("deletion_protection"):
@@ -62,7 +63,7 @@ class Operations:
             gone = replace(known.record, deleting=True)
             return txns.put_if(keys.instance(ref), to_json(gone), revision=known.mod_revision)
 
-        if await self._settle(judge, str(ref)):
+        if await settle(self._hub, judge, str(ref)):
             await self._hub.events.emit("instance_deletion_requested", str(ref), f"by {operator.name}", "warning")
 
     async def delete_project(self, operator: Operator, name: str) -> None:
@@ -77,7 +78,7 @@ class Operations:
                 raise ConflictError(f"project still has {_some(left)}", object=name, hint="Delete them first.")
             return txns.delete_if(keys.project(name), revision=known.mod_revision)
 
-        await self._settle(judge, name)
+        await settle(self._hub, judge, name)
         await self._hub.events.emit("project_deleted", f"project/{name}", f"by {operator.name}")
 
     async def delete_node(self, operator: Operator, name: str) -> None:
@@ -102,38 +103,11 @@ class Operations:
             )
             return txns.all_of([txns.ModIs(keys.node(name), known.mod_revision)], doomed)
 
-        await self._settle(judge, name)
+        await settle(self._hub, judge, name)
         message = f"by {operator.name}, with {_some(left)} on it" if left else f"by {operator.name}"
         await self._hub.events.emit("node_removed", f"node/{name}", message, "warning")
 
     # --- instances ---
-
-    async def switchover(self, operator: Operator, ref: InstanceRef, target: str) -> str:
-        """Ask for another primary; returns the request's id. ConflictError tells why it cannot be now."""
-        request = SwitchoverRequest(
-            id=str(uuid.uuid4()), target=target, requested_by=operator.name, requested_at=self._hub.clock.wall()
-        )
-
-        def judge() -> txns.Txn:
-            self._live_instance(ref)
-            ha = self._hub.mirror.ha.get(ref)
-            leader = self._hub.mirror.leaders.get(ref)
-            if ha is None or leader is None:
-                raise ConflictError("instance has no primary now", object=str(ref), hint="Wait until it is Running.")
-            if ha.record.paused:
-                raise ConflictError("leadership is paused", object=str(ref), hint="Resume it first.")
-            if ha.record.switchover is not None:
-                raise ConflictError(
-                    f"switchover {ha.record.switchover.id} is under way", object=str(ref), hint="Wait until it is over."
-                )
-            self._check_target(ref, target, primary=leader.record.member)
-            next_ha = replace(ha.record, switchover=request)
-            return txns.request_on_ha(ref, ha_revision=ha.mod_revision, next_ha=next_ha)
-
-        await self._settle(judge, str(ref))
-        message = f"by {operator.name}, to {target or 'the best replica'}"
-        await self._hub.events.emit("switchover_requested", str(ref), message)
-        return request.id
 
     async def restart(self, operator: Operator, ref: InstanceRef) -> int:
         """Ask for a rolling restart; returns its number."""
@@ -141,18 +115,18 @@ class Operations:
 
         def judge() -> txns.Txn:
             nonlocal number
-            known = self._live_instance(ref)
+            known = live_instance(self._hub, ref)
             number = known.record.restart_id + 1
             record = replace(known.record, restart_id=number)
             return txns.put_if(keys.instance(ref), to_json(record), revision=known.mod_revision)
 
-        await self._settle(judge, str(ref))
+        await settle(self._hub, judge, str(ref))
         await self._hub.events.emit("restart_requested", str(ref), f"by {operator.name}, number {number}")
         return number
 
     def credentials(self, operator: Operator, ref: InstanceRef, user: str) -> Credentials:
         """How to connect as the user (empty = the first declared one). ConflictError until the instance is placed."""
-        record = self._live_instance(ref).record
+        record = live_instance(self._hub, ref).record
         declared = [entry["name"] for entry in record.spec["users"]]
         if user and user not in declared:
             raise NotFoundError(f"user {user!r} is not declared", object=str(ref), hint=f"Declared: {_some(declared)}.")
@@ -187,7 +161,7 @@ class Operations:
             record = replace(known.record, cordoned=cordoned)
             return txns.put_if(keys.node(name), to_json(record), revision=known.mod_revision)
 
-        if await self._settle(judge, name):
+        if await settle(self._hub, judge, name):
             event = "node_cordoned" if cordoned else "node_uncordoned"
             await self._hub.events.emit(event, f"node/{name}", f"by {operator.name}")
 
@@ -196,29 +170,57 @@ class Operations:
         await self._hub.events.emit("join_token_created", f"node/{node or '*'}", f"by {operator.name}")
         return token
 
+    # --- operators ---
+
+    async def create_operator_token(self, operator: Operator, *, name: str, role: str) -> tuple[str, str]:
+        """A new operator's token, which is kept nowhere, and its id."""
+        if role not in ROLES:
+            raise UserError(f"role {role!r} is not known", object="role", hint=f"Use one of {', '.join(ROLES)}.")
+        hub = self._hub
+        text = await create_operator(hub.store, hub.mirror, name, ROLES[role], wall=hub.clock.wall())
+        token_id = parse_operator_token(text).id
+        message = f"by {operator.name}: {role} {name}"
+        await hub.events.emit("operator_token_created", f"operator/{token_id}", message, "warning")
+        return text, token_id
+
+    def operator_tokens(self) -> list[OperatorRecord]:
+        """All of them by name."""
+        known = [one.record for one in self._hub.mirror.operators.values()]
+        return sorted(known, key=lambda one: (one.name, one.id))
+
+    async def revoke_operator_token(self, operator: Operator, token: str) -> OperatorRecord:
+        """Make a token worthless, by its id, or by the name when only one has it. ConflictError for the last admin's:
+        nobody could make another one."""
+        revoked: list[OperatorRecord] = []
+
+        def judge() -> txns.Txn:
+            known = self._operator_token(token)
+            admins = {one.record.id for one in self._hub.mirror.operators.values() if one.record.role == "admin"}
+            if admins == {known.record.id}:
+                hint = "Create another admin's token first: moorctl token create NAME --role admin"
+                raise ConflictError("it is the only admin's token", object=f"operator/{known.record.id}", hint=hint)
+            revoked[:] = [known.record]
+            return txns.delete_if(keys.OPERATORS + known.record.id, revision=known.mod_revision)
+
+        await settle(self._hub, judge, token)
+        (record,) = revoked
+        message = f"by {operator.name}: {record.role} {record.name}"
+        await self._hub.events.emit("operator_token_revoked", f"operator/{record.id}", message, "warning")
+        return record
+
+    def _operator_token(self, token: str) -> Versioned[OperatorRecord]:
+        operators = self._hub.mirror.operators
+        if token in operators:
+            return operators[token]
+        named = [one for one in operators.values() if one.record.name == token]
+        if not named:
+            raise NotFoundError("no operator token has this id or name", object=token, hint="See `moorctl token list`.")
+        if len(named) > 1:
+            ids = _some(sorted(one.record.id for one in named))
+            raise ConflictError(f"{len(named)} tokens have this name", object=token, hint=f"Name one by its id: {ids}.")
+        return named[0]
+
     # --- the inside ---
-
-    async def _settle(self, judge: Callable[[], txns.Txn | None], name: str) -> bool:
-        """Judge and commit until it holds. False when there was nothing to do."""
-        for _ in range(ATTEMPTS):
-            txn = judge()
-            if txn is None:
-                return False
-            if await self._hub.store.commit(txn):
-                return True
-        raise ConflictError("others keep changing it", object=name, hint="Try again.")
-
-    def _instance(self, ref: InstanceRef) -> Versioned[InstanceRecord]:
-        known = self._hub.mirror.instances.get(ref)
-        if known is None:
-            raise NotFoundError("instance does not exist", object=str(ref), hint="See `moorctl instance list`.")
-        return known
-
-    def _live_instance(self, ref: InstanceRef) -> Versioned[InstanceRecord]:
-        known = self._instance(ref)
-        if known.record.deleting:
-            raise ConflictError("instance is being deleted", object=str(ref))
-        return known
 
     def _node(self, name: str) -> Versioned[NodeRecord]:
         known = self._hub.mirror.nodes.get(name)
@@ -226,43 +228,32 @@ class Operations:
             raise NotFoundError("node does not exist", object=name, hint="See `moorctl node list`.")
         return known
 
-    def _check_target(self, ref: InstanceRef, target: str, *, primary: str) -> None:
-        """ConflictError unless the target, or with none any replica, could become primary now."""
-        others: dict[str, tuple[str, MemberDesired]] = {
-            str(member.member): (node, desired.record)
-            for (node, member), desired in self._hub.mirror.members.items()
-            if member.instance == ref and member.member != primary
-        }
-        if not target:
-            refusals = [self._why_not_primary(ref, node, desired) for node, desired in others.values()]
-            if not others or all(refusals):
-                why = f": {'; '.join(refusals)}" if refusals else ""
-                raise ConflictError(f"no replica can become primary{why}", object=str(ref))
-            return
-        if target == primary:
-            raise ConflictError(f"{target} is the primary already", object=str(ref))
-        if target not in others:
-            members = _some(sorted([primary, *others]))
-            raise NotFoundError(f"member {target!r} does not exist", object=str(ref), hint=f"Members: {members}.")
-        refusal = self._why_not_primary(ref, *others[target])
-        if refusal:
-            raise ConflictError(f"{refusal}, so it cannot become primary", object=str(ref))
 
-    def _why_not_primary(self, ref: InstanceRef, node: str, desired: MemberDesired) -> str:
-        """Empty when the replica could become primary, as far as the hub can see."""
-        mirror = self._hub.mirror
-        name = desired.member
-        if desired.desired != "running":
-            return f"{name} is to be {desired.desired}"
-        if desired.no_failover:
-            return f"{name} is marked never to become primary"
-        if node in mirror.silent:
-            return f"node {node} of {name} is silent"
-        seen = mirror.observed.get((node, MemberRef(ref, MemberName(name))))
-        if seen is None or seen.record.state is not MemberState.RUNNING or seen.record.role is not Role.REPLICA:
-            state = "unknown" if seen is None else f"{seen.record.role.value}, {seen.record.state.value}"
-            return f"{name} is not a running replica ({state})"
-        return ""
+async def settle(hub: Hub, judge: Callable[[], txns.Txn | None], name: str) -> bool:
+    """Judge and commit until it holds. False when there was nothing to do."""
+    for _ in range(ATTEMPTS):
+        txn = judge()
+        if txn is None:
+            return False
+        if await hub.store.commit(txn):
+            return True
+    raise ConflictError("others keep changing it", object=name, hint="Try again.")
+
+
+def any_instance(hub: Hub, ref: InstanceRef) -> Versioned[InstanceRecord]:
+    """The instance, also one that is being deleted. NotFoundError when there is none."""
+    known = hub.mirror.instances.get(ref)
+    if known is None:
+        raise NotFoundError("instance does not exist", object=str(ref), hint="See `moorctl instance list`.")
+    return known
+
+
+def live_instance(hub: Hub, ref: InstanceRef) -> Versioned[InstanceRecord]:
+    """ConflictError when it is being deleted."""
+    known = any_instance(hub, ref)
+    if known.record.deleting:
+        raise ConflictError("instance is being deleted", object=str(ref))
+    return known
 
 
 def scene_of(hub: Hub) -> Scene:

@@ -20,6 +20,7 @@ from core.records import (
     InstanceRecord,
     InstanceStatus,
     LeaderRecord,
+    LeadershipChange,
     MemberDesired,
     NodeRecord,
     ObservedMember,
@@ -230,6 +231,7 @@ def member_page(scene: Scene, node: str, ref: MemberRef) -> Page:
         "zone": where.record.zone if where is not None else "",
         "silent": node in scene.contents.silent,
         "desired": desired.desired,
+        "tags": member_tags(desired),
         "state": seen.state.value if seen is not None else "absent",
         "role": seen.role.value if seen is not None else "unknown",
         "timeline": seen.timeline if seen is not None else 0,
@@ -241,9 +243,22 @@ def member_page(scene: Scene, node: str, ref: MemberRef) -> Page:
         "pending_restart": list(seen.pending_restart) if seen is not None else [],
         "reason": seen.reason if seen is not None else "",
         "message": seen.message if seen is not None else "",
+        "notices": [{"reason": n.reason, "message": n.message} for n in seen.notices] if seen is not None else [],
         "since": _time(seen.since) if seen is not None else None,
     }
     return {**page, **_figures(_sample_of(scene, node, ref))}
+
+
+def member_tags(desired: MemberDesired) -> Page:
+    """What is particular to the member; what is not is left out."""
+    tags: Page = {
+        "no_failover": desired.no_failover,
+        "priority": desired.priority,
+        "no_load_balance": desired.no_load_balance,
+        "clone_source": desired.clone_source,
+        "upstream": desired.upstream,
+    }
+    return {name: value for name, value in tags.items() if value}
 
 
 def _sample_of(scene: Scene, node: str, ref: MemberRef) -> MemberSample | None:
@@ -280,16 +295,31 @@ def _endpoints(status: InstanceStatus, addresses: list[str]) -> Page | None:
 
 
 def _ha(ha: HaRecord) -> Page:
-    request = ha.switchover
+    request, wish, order = ha.switchover, ha.scheduled, ha.forced
     return {
         "term": ha.term,
         "last_leader": ha.leader,
         "system_id": ha.system_id,
         "sync": {"mode": ha.sync.mode, "k": ha.sync.k, "names": list(ha.sync.names)},
         "paused": ha.paused,
+        "paused_by": ha.paused_by,
+        "paused_at": _time(ha.paused_at),
+        "pause_reason": ha.pause_reason,
         "switchover": {**asdict(request), "requested_at": _time(request.requested_at)} if request is not None else None,
-        "history": [{**asdict(change), "at": _time(change.at)} for change in ha.history],
+        "scheduled": {**asdict(wish), "requested_at": _time(wish.requested_at), "at": _time(wish.at)}
+        if wish is not None
+        else None,
+        "forced": {**asdict(order), "requested_at": _time(order.requested_at)}
+        if order is not None and order.after_term == ha.term
+        else None,
+        "history": [change_page(change) for change in ha.history],
     }
+
+
+def change_page(change: LeadershipChange) -> Page:
+    """One line of the history."""
+    steps = [asdict(step) for step in change.steps]
+    return {**asdict(change), "at": _time(change.at), "ballots": list(change.ballots), "steps": steps}
 
 
 def _time(wall_s: float) -> str | None:

@@ -1,20 +1,20 @@
 """Cancel requests, which come on connections of their own with nothing but a process id and a key.
 
-A request for a session of this proxy goes to that session's server. One for a session that another node's proxy holds
-goes to every server of the instance whose port it came to: the key is the server's own, so the right one takes it and
-for the others it is noise.
+A request for a session of this proxy goes to that session's present server, with the key that the server gave it. The
+key of a session that another node's proxy holds is unknown here, so the request goes on to the proxies beside the
+members of the instance. One that comes from such a proxy goes no further.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import Callable
 
 from core.log import EventLog
-from core.routes import Endpoint
 from proxy.gate import Gate
-from proxy.postgres.startup import Cancel
+from proxy.postgres.startup import CANCEL_REQUEST, Cancel
 from proxy.sockets import outgoing
 
 log = EventLog("proxy.cancel")
@@ -29,31 +29,47 @@ class Canceller:
         self._gate = gate
         self._under_way = 0
 
-    def cancel(self, instance: str, request: Cancel, done: Callable[[], None]) -> None:
-        """Begin; `done` is called when every server has taken it, or the time is over."""
+    def cancel(self, instance: str, client: str, request: Cancel, done: Callable[[], None]) -> None:
+        """Begin; `client` is the address it came from, `done` is called when everybody has taken it, or the time is
+        over."""
         if self._under_way >= UNDER_WAY_MAX:
             log.warning("cancel_dropped", instance=instance)
             done()
             return
-        _ = self._gate.tasks.spawn(self._forward(instance, request, done), "cancel")
+        _ = self._gate.tasks.spawn(self._forward(instance, client, request, done), "cancel")
 
-    async def _forward(self, instance: str, request: Cancel, done: Callable[[], None]) -> None:
-        known = self._gate.cancels.get((request.pid, request.key))
-        route = self._gate.table.route(instance)
-        everywhere = () if route is None else tuple(filter(None, (route.primary, *route.replicas)))
+    async def _forward(self, instance: str, client: str, request: Cancel, done: Callable[[], None]) -> None:
         self._under_way += 1
         try:
-            await asyncio.gather(
-                *(self._send(endpoint, request) for endpoint in ((known,) if known else everywhere)),
-            )
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                await asyncio.gather(
+                    *(_send(self._gate.local_address, *one) for one in self._destinations(instance, client, request))
+                )
+        except TimeoutError:
+            log.info("cancel_not_taken", instance=instance)
         finally:
             self._under_way -= 1
             done()
 
-    async def _send(self, endpoint: Endpoint, request: Cancel) -> None:
-        with contextlib.suppress(OSError, TimeoutError), outgoing(self._gate.local_address) as sock:
-            async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                loop = asyncio.get_running_loop()
-                await loop.sock_connect(sock, (endpoint.host, endpoint.port))
-                await loop.sock_sendall(sock, request.packet)
-                await loop.sock_recv(sock, 1)  # the server closes when it has taken the request
+    def _destinations(self, instance: str, client: str, request: Cancel) -> list[tuple[str, int, bytes]]:
+        """Host, port and packet."""
+        holder = self._gate.cancels.holder((request.pid, request.key))
+        if holder is not None:
+            server = holder.present_server()
+            if server is None:
+                return []  # nothing of it runs anywhere
+            endpoint, pid, key = server
+            return [(endpoint.host, endpoint.port, struct.pack("!III", 12 + len(key), CANCEL_REQUEST, pid) + key)]
+        route = self._gate.table.route(instance)
+        hosts = {one.host for one in (route.primary, *route.replicas) if one} if route is not None else set[str]()
+        if route is None or client in hosts:
+            return []
+        return [(host, route.rw_port, request.packet) for host in sorted(hosts - {self._gate.local_address})]
+
+
+async def _send(local_address: str, host: str, port: int, packet: bytes) -> None:
+    with contextlib.suppress(OSError), outgoing(local_address) as sock:
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, (host, port))
+        await loop.sock_sendall(sock, packet)
+        await loop.sock_recv(sock, 1)  # it is closed when the request was taken

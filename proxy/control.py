@@ -3,6 +3,9 @@
 A line is a route table, or `{"seq": N}` alone, which only asks for a report. The agent may go and come back at any
 time; the table in force stays until its routes end by themselves. A line that is neither, or a table with a value that
 no route can have, is answered by closing the connection, and changes nothing.
+
+Verifiers go both ways over the same connection and are not reported on: the agent tells those of declared users, and
+from then on may be asked for others. Whoever told last is asked.
 """
 
 from __future__ import annotations
@@ -15,7 +18,20 @@ import socket
 from pathlib import Path
 
 from core.log import EventLog
-from core.routes import MAX_LINE_BYTES, Endpoint, ProxyReport, Route, RouteTable, decode_table, encode
+from core.routes import (
+    MAX_LINE_BYTES,
+    Declared,
+    Endpoint,
+    Note,
+    ProxyReport,
+    Route,
+    RouteTable,
+    VerifierAnswer,
+    VerifierAsk,
+    decode_note,
+    decode_table,
+    encode,
+)
 from proxy.gate import Gate
 
 log = EventLog("proxy.control")
@@ -32,6 +48,9 @@ class Control:
         self._path = path
         self._server: asyncio.Server | None = None
         self._inode = 0  # of our socket: a successor's is not ours to remove
+        self._answering: asyncio.StreamWriter | None = None  # the agent that knows verifiers
+
+        gate.verifiers.ask = self._ask
 
     async def start(self) -> None:
         """OSError when the socket cannot be made. It appears under its name when it takes connections, not before."""
@@ -59,6 +78,10 @@ class Control:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
+                note = decode_note(line)
+                if note is not None:
+                    self._note(note, writer)
+                    continue
                 writer.write(encode(self._report(self._take(line))))
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     await writer.drain()
@@ -68,6 +91,27 @@ class Control:
             log.info("agent_disconnected", error=str(error) or repr(error))
         finally:
             writer.close()
+            if self._answering is writer:
+                self._answering = None
+                self._gate.verifiers.agent_gone()
+
+    def _note(self, note: Note, writer: asyncio.StreamWriter) -> None:
+        match note:
+            case Declared():
+                self._gate.verifiers.declare(note)
+                self._answering = writer
+            case VerifierAnswer():
+                self._gate.verifiers.answered(note)
+            case VerifierAsk():
+                raise ValueError("the agent asks for what only it can know")
+
+    def _ask(self, ask: VerifierAsk) -> bool:
+        """False when there is no agent that could answer. What is on its way is bounded by who asks."""
+        writer = self._answering
+        if writer is None or writer.is_closing():
+            return False
+        writer.write(encode(ask))
+        return True
 
     def _take(self, line: bytes) -> int:
         """Put the line's table in force if it has one; its `seq`."""
@@ -85,6 +129,7 @@ class Control:
             seq=seq,
             pid=os.getpid(),
             sessions=table.counts(),
+            busy=table.busy(),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
             refused=self._gate.refused,
@@ -142,4 +187,5 @@ def _is_number(value: object) -> bool:
 
 
 def _is_endpoint(one: Endpoint) -> bool:
-    return _is_text(one.member) and _is_text(one.host) and _is_port(one.port)
+    texts = _is_text(one.member) and _is_text(one.host) and _is_text(one.node)
+    return texts and _is_port(one.port) and isinstance(one.tls, bool)

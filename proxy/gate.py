@@ -10,8 +10,11 @@ from typing import Any, Protocol
 
 from core.clock import Clock
 from core.log import EventLog
-from core.routes import Endpoint
+from proxy.failures import Failures
+from proxy.inner_tls import InnerTls
+from proxy.keys import Keys
 from proxy.table import Table
+from proxy.verifiers import Verifiers
 
 log = EventLog("proxy.gate")
 REFUSALS_LOGGED_PER_S = 20  # a port scan, or a loop of clients that are not let in, must not fill the disk
@@ -23,7 +26,9 @@ class Limits:
 
     clients_max: int = 20_000
     waiters_max: int = 2_000  # of one instance, held until there is a primary
-    startup_s: float = 15.0  # from connecting to a whole startup packet, TLS handshake included
+    logins_max: int = 32  # of one instance and kind, at once: servers start a process for each
+    inquiries_max: int = 8  # of one instance, at once: what sessions carry
+    startup_s: float = 15.0  # from connecting to a password that was checked, TLS handshake included
 
 
 class Guest(Protocol):
@@ -80,16 +85,32 @@ class Gate:
     clock: Clock
     local_address: str
     tls: Callable[[], ssl.SSLContext | None]
+    inner_tls: InnerTls = field(default_factory=InnerTls)
+    verifiers: Verifiers = field(init=False)
+    failures: Failures = field(init=False)
     limits: Limits = field(default_factory=Limits)
     tasks: Tasks = field(default_factory=Tasks)
     guests: set[Guest] = field(default_factory=set)
-    cancels: dict[tuple[int, bytes], Endpoint] = field(default_factory=dict)  # whose key is it
+    cancels: Keys = field(default_factory=Keys)
     stopping: bool = False  # nobody new gets a server
     refused: int = 0
     bytes_in: int = 0  # of connections that have ended
     bytes_out: int = 0
+    _paces: dict[tuple[str, str], asyncio.Semaphore] = field(default_factory=dict)
     _second: float = -1.0  # when the present second of refusals began
     _refused_then: int = 0
+
+    def __post_init__(self) -> None:
+        self.verifiers, self.failures = Verifiers(self.clock), Failures(self.clock)
+
+    def logins(self, instance: str, *, read_only: bool) -> asyncio.Semaphore:
+        """To be held while a session logs in to a server."""
+        kind = "read-only" if read_only else "read-write"
+        return self._paces.setdefault((instance, kind), asyncio.Semaphore(self.limits.logins_max))
+
+    def inquiries(self, instance: str) -> asyncio.Semaphore:
+        """To be held while a server is asked what a session carries."""
+        return self._paces.setdefault((instance, "inquiries"), asyncio.Semaphore(self.limits.inquiries_max))
 
     def refuses(self, *, client: str, instance: str, why: str) -> None:
         """Count a client that is told no, and log it unless there were too many lately."""

@@ -26,6 +26,7 @@ from proxy.cancel import Canceller
 from proxy.certificate import Certificate
 from proxy.control import Control
 from proxy.gate import Gate, Limits
+from proxy.inner_tls import InnerTls
 from proxy.listeners import Listeners
 from proxy.table import Table
 
@@ -43,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--control", required=True, type=Path, help="path of the agent's Unix socket")
     parser.add_argument("--cert", type=Path, help="certificate shown to clients, PEM; without it there is no TLS")
     parser.add_argument("--key", type=Path, help="its key, PEM")
+    parser.add_argument("--ca", type=Path, help="the nodes' CA, PEM; without it connections to engines are plain")
     parser.add_argument("--pid-file", type=Path, help="written at the start, removed at the end")
     parser.add_argument("--drain-s", type=float, default=DRAIN_S, help="how long transactions may go on after SIGTERM")
     parser.add_argument("--startup-s", type=float, default=limits.startup_s, help="for a client to say who it is")
@@ -98,6 +100,7 @@ def make_gate(options: argparse.Namespace, certificate: Certificate) -> Gate:
         clock=clock,
         local_address=options.address,
         tls=certificate.context,
+        inner_tls=InnerTls(local_address=options.address, ca=options.ca, cert=options.cert, key=options.key),
         limits=Limits(clients_max=clients_max, waiters_max=options.waiters_max, startup_s=options.startup_s),
     )
 

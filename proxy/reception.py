@@ -1,26 +1,36 @@
-"""A client's first seconds: its wish for TLS, a cancel request, or its startup packet, which makes it a `Session`.
+"""A client's first seconds: its wish for TLS, a cancel request, or its startup packet and then its password, which make
+it a `Session`.
 
-Everything here is bounded: one startup packet of bytes, one wish of each kind, and one deadline for it all, the TLS
-handshake included.
+Everything here is bounded: one startup packet of bytes, one wish of each kind, one exchange about the password, and one
+deadline for it all, the TLS handshake included.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import ssl
 from collections.abc import Callable
 from typing import cast
 
+from core.errors import UnavailableError
 from proxy.gate import Gate
 from proxy.postgres import refusals
+from proxy.postgres.authentication import Accepted, ClientAuthentication, Rejected
+from proxy.postgres.login import negotiation
+from proxy.postgres.scram import Login
 from proxy.postgres.startup import Cancel, DirectTls, First, Malformed, Startup, Wish, read_first
+from proxy.routing import Refuse, refused
 from proxy.session import Session, client_address
 from proxy.sockets import part_with
 from proxy.tls import TlsTransport
+from proxy.verifiers import UnusableError
 
 HIGH_WATER_BYTES = 256 << 10  # towards a client; then its server is not read any more
 MAX_UNREAD_BYTES = 64 << 10  # a startup packet, and what may lie behind it
-Cancelling = Callable[[str, Cancel, Callable[[], None]], None]  # instance, request, what to do when it is done
+NONCE_BYTES = 18
+# Instance, address of who asks, request, what to do when it is done.
+Cancelling = Callable[[str, str, Cancel, Callable[[], None]], None]
 
 
 class Reception(asyncio.Protocol):
@@ -39,6 +49,9 @@ class Reception(asyncio.Protocol):
         self._wishes: set[Wish] = set()  # heard so far
         self._tls = False
         self._shaking: asyncio.Task[None] | None = None  # the TLS handshake
+        self._startup: Startup | None = None  # who it wants to be
+        self._authentication: ClientAuthentication | None = None
+        self._looking: asyncio.Task[None] | None = None  # for its verifier
         self._deadline: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._ended = False
@@ -70,7 +83,11 @@ class Reception(asyncio.Protocol):
         self._buffer += data
         if len(self._buffer) > MAX_UNREAD_BYTES:
             self._refuse(refusals.malformed("too much data before the startup is complete"), "too much data")
-        elif self._shaking is None:  # else it is the first that came by TLS, and waits for the end of the handshake
+        elif self._authentication is not None:
+            self._authenticate(self._authentication)
+        elif (
+            self._shaking is None and self._startup is None
+        ):  # else it is the first that came by TLS, and waits for the end of the handshake
             self._read()
 
     def eof_received(self) -> bool:
@@ -82,8 +99,9 @@ class Reception(asyncio.Protocol):
         self._gate.gone(self)
         if self._linger is not None:
             self._linger.cancel()
-        if self._shaking is not None:
-            self._shaking.cancel()
+        for task in (self._shaking, self._looking):
+            if task is not None:
+                task.cancel()
 
     # --- first packets --------------------------------------------------------------------------------------------
 
@@ -103,7 +121,7 @@ class Reception(asyncio.Protocol):
             case Cancel():
                 self._end()
                 # The client may take the end of its connection for the end of the request, so it ends no sooner.
-                self._cancelling(self._instance, first, self._close)
+                self._cancelling(self._instance, self._address, first, self._close)
             case Wish():
                 self._take_wish(first)
             case Startup():
@@ -155,18 +173,81 @@ class Reception(asyncio.Protocol):
         else:
             self._read()
 
+    # --- who it is ------------------------------------------------------------------------------------------------
+
     def _take_startup(self, startup: Startup) -> None:
         assert self._transport is not None
+        self._startup = startup
+        no = self._refusal(startup)
+        if no is not None:
+            self._refuse(refusals.error(no.sqlstate, no.message, no.hint), no.message)
+            return
+        self._transport.write(negotiation(startup.packet, startup.parameters))
+        self._looking = self._gate.tasks.spawn(
+            self._begin_authentication(startup), f"login {self._address}", self._abort
+        )
+
+    def _refusal(self, startup: Startup) -> Refuse | None:
+        """What can be said without asking for a password."""
         route = self._gate.table.route(self._instance)
         if route is not None and route.client_tls == "require" and not self._tls:
-            self._refuse(refusals.TLS_REQUIRED, "TLS required")
+            return Refuse("28000", "this instance accepts TLS connections only", "Use sslmode=require or stronger.")
+        wait_s = self._gate.failures.wait_s(self._address, self._instance, startup.user)
+        if wait_s > 0:
+            return Refuse("28000", "too many logins with a wrong password", f"Try again in {wait_s:.0f} s.")
+        return refused(route, self._address) if route is not None else None
+
+    async def _begin_authentication(self, startup: Startup) -> None:
+        assert self._transport is not None
+        try:
+            verifier = await self._gate.verifiers.find(self._instance, startup.user)
+        except UnavailableError as error:
+            self._refuse(refusals.error("57P03", error.what, error.hint), error.what)
             return
+        except UnusableError as error:
+            self._refuse(refusals.error("28000", str(error)), str(error))
+            return
+        if self._ended or self._transport is None:
+            return
+        channel = self._transport.channel_binding if isinstance(self._transport, TlsTransport) else b""
+        self._authentication = ClientAuthentication(
+            startup.user,
+            verifier,
+            nonce=secrets.token_urlsafe(NONCE_BYTES),
+            channel_binding=channel or None,
+            mock_secret=self._gate.verifiers.mock_secret(self._instance),
+        )
+        self._transport.write(self._authentication.begin())
+        if self._buffer:
+            self._authenticate(self._authentication)
+
+    def _authenticate(self, authentication: ClientAuthentication) -> None:
+        assert self._transport is not None
+        data, self._buffer = bytes(self._buffer), bytearray()
+        progress = authentication.feed(data)
+        if progress.reply:
+            self._transport.write(progress.reply)
+        match progress.outcome:
+            case Accepted(login=login):
+                self._become_session(login, progress.rest)
+            case Rejected(reply_error=reply, why=why, wrong_password=wrong):
+                if wrong and self._startup is not None:
+                    self._gate.failures.note(self._address, self._instance, self._startup.user)
+                    self._gate.verifiers.doubt(self._instance, self._startup.user)
+                self._refuse(reply, why)
+            case None:
+                pass
+
+    def _become_session(self, login: Login, early: bytes) -> None:
+        assert self._transport is not None
+        assert self._startup is not None
         self._end()
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         session = Session(
             self._gate,
             self._transport,
-            startup,
+            self._startup,
+            login,
             instance=self._instance,
             read_only=self._read_only,
             tls=self._tls,
@@ -175,7 +256,7 @@ class Reception(asyncio.Protocol):
         self._gate.guests.add(session)
         self._transport.set_protocol(session)
         self._transport = None
-        session.begin(bytes(self._buffer))
+        session.begin(early)
 
     # --- the end --------------------------------------------------------------------------------------------------
 

@@ -53,8 +53,8 @@ def admit(
     not answered this client; `turn`: a number that grows, so that equal replicas are taken in turn."""
     if route is None:
         return Refuse("3D000", "this instance is not served here any more", "Ask moorctl for its present address.")
-    if not allowed(client, route.allow):
-        return Refuse("28000", f"address {client} is not in the instance's allow list", "Ask for it to be added.")
+    if (refusal := refused(route, client)) is not None:
+        return refusal
     if read_only and (replicas := [replica for replica in route.replicas if replica.member not in avoid]):
         return Forward(_least_loaded(replicas, sessions, turn), fenced=False)
     if route.paused:
@@ -64,6 +64,13 @@ def admit(
     if now >= route.expires_at_s:
         return Hold(f"nobody vouches for {route.primary.member} as primary any more")
     return Forward(route.primary, fenced=True)
+
+
+def refused(route: Route, client: str) -> Refuse | None:
+    """Where the client comes from is enough to say no."""
+    if allowed(client, route.allow):
+        return None
+    return Refuse("28000", f"address {client} is not in the instance's allow list", "Ask for it to be added.")
 
 
 def _least_loaded(replicas: list[Endpoint], sessions: Mapping[str, int], turn: int) -> Endpoint:

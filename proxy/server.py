@@ -1,24 +1,33 @@
-"""The server's side of a session: one connection to one engine, plain TCP.
+"""The server's side of a session: one connection to one engine, from the login to its end.
 
 What a client sends is handed to the kernel in the same step in which the session has looked at its fence: nothing waits
 here for a later moment, except the rest of a buffer that the kernel has no room for, and until that is gone the client
 is not read.
+
+Between the login and the relay, and while the session is at rest, the proxy may talk to the server itself
+(`_exchange`): to make again what the session carries, or to ask for it. Nothing of that reaches the client.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
-from core.clock import Clock
 from core.routes import Endpoint
 from proxy.gate import Gate
+from proxy.inner_tls import secured
+from proxy.postgres.carried import LAST_WORDS, Inquiry, Restoring
+from proxy.postgres.doubt import Doubt
 from proxy.postgres.frames import Boundary
-from proxy.postgres.server_side import Greeting, ready_state
+from proxy.postgres.login import LoggedIn, LoginRefused, ServerLogin
+from proxy.postgres.messages import Garbled, Stream, error_fields, message
+from proxy.postgres.requests import Requests
 from proxy.sockets import close_soon, outgoing, read_on
 from proxy.table import Fence
 
-IDLE = ord("I")
+_ASIDE, _COMPLAINTS = frozenset(b"SA"), frozenset(b"NE")
+EARLY_BYTES_MAX = 64 << 10  # between the login and the relay; no server says that much unasked
 
 
 class Client(Protocol):
@@ -26,61 +35,117 @@ class Client(Protocol):
 
     transport: asyncio.Transport | None
     fence: Fence | None
+    requests: Requests
+    bytes_out: int
 
     def cut(self) -> None: ...
-    def server_lost(self) -> None: ...
+    def rested(self) -> None: ...
+    def server_lost(self, link: ServerLink) -> None: ...
+    def read_client(self, go: bool) -> None: ...
 
 
 class ServerLink(asyncio.Protocol):
-    """Opened, asked for its first answer, then relaying until either side ends."""
+    """Opened, logged in, then relaying until either side ends."""
 
-    def __init__(self, client: Client, gate: Gate, clock: Clock) -> None:
+    def __init__(self, client: Client, gate: Gate) -> None:
         self._client = client
-        self._cancels = gate.cancels
-        self._now = clock.now
+        self._requests = client.requests
+        self._gate = gate
+        self._now = gate.clock.now
         self._transport: asyncio.Transport | None = None
-        self._greeting: Greeting | None = Greeting()  # until the first ReadyForQuery
-        self._held = bytearray()  # before the relay; not read on after the first answer
+        self._take: Callable[[bytes], bool] | None = None  # who hears the server just now; True: it has heard all
+        self._heard: asyncio.Future[None] | None = None
+        self._early = b""
         self._relaying = False
-        self._first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._cancel_key: tuple[int, bytes] | None = None
-        self._endpoint: Endpoint | None = None
-        self._linger: asyncio.TimerHandle | None = None
-        self.client_full = False  # the client does not keep up
         self._boundary = Boundary()
-        self.idle = False  # not in a transaction, and asked nothing since
-        self.bytes_out = 0
+        self._aside: Stream | None = None  # a message that nobody asked for, and that has not come whole
+        self._doubt: Doubt | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._client_full = False  # it does not keep up
+        self.cancel_key: tuple[Endpoint, int, bytes] | None = None
+        self.parameters: dict[str, str] = {}
+        self.last_words = b""  # the server's, kept from the client: it may go on elsewhere
 
     # --- opening --------------------------------------------------------------------------------------------------
 
-    async def open(self, endpoint: Endpoint, local_address: str, packet: bytes) -> None:
-        """Connect and send the startup packet. OSError when nobody answers."""
-        self._endpoint = endpoint
+    async def log_in(self, endpoint: Endpoint, login: ServerLogin) -> LoggedIn | LoginRefused:
+        """Connect, and log in. OSError when nobody answers; the caller bounds the time."""
         loop = asyncio.get_running_loop()
-        sock = outgoing(local_address)
+        sock = outgoing(self._gate.local_address)
         try:
+            context = self._gate.inner_tls.context_for(endpoint)
             await loop.sock_connect(sock, (endpoint.host, endpoint.port))
-            await loop.create_connection(lambda: self, sock=sock)
+            plain, _ = await loop.create_connection(lambda: self, sock=sock)
         except BaseException:
             sock.close()
             raise
+        if context is not None:
+            self.connection_made(await secured(plain, context, endpoint, self))
+        outcome: list[LoggedIn | LoginRefused] = []
+
+        def take(data: bytes) -> bool:
+            progress = login.feed(data)
+            if progress.send and self._transport is not None:
+                self._transport.write(progress.send)
+            outcome.extend([progress.outcome] if progress.outcome is not None else [])
+            return bool(outcome)
+
+        await self._exchange(login.begin(), take)
+        (answer,) = outcome
+        if isinstance(answer, LoggedIn):
+            self.cancel_key = (endpoint, answer.pid, answer.key)
+            self.parameters = dict(answer.parameters)
+            self._early += answer.rest
+        return answer
+
+    async def restore(self, restoring: Restoring) -> None:
+        """Before the relay. OSError or Garbled when the server does not answer as it should."""
+
+        def take(data: bytes) -> bool:
+            restoring.feed(data)
+            return restoring.done
+
+        early, self._early = self._early, b""
+        if early:
+            restoring.feed(early)
+        await self._exchange(restoring.begin(), take)
+        self.parameters |= restoring.parameters
+        self._early = restoring.notifications + self._early
+
+    async def ask(self, inquiry: Inquiry) -> None:
+        """While the session rests: nothing else may be sent until this returns, or the link is lost."""
+
+        def take(data: bytes) -> bool:
+            passed = inquiry.feed(data)
+            if passed and self._client.transport is not None:
+                self._client.transport.write(passed)
+            self.last_words = inquiry.last_words or self.last_words
+            return inquiry.done
+
+        await self._exchange(inquiry.begin(), take)
+
+    async def _exchange(self, data: bytes, take: Callable[[bytes], bool]) -> None:
+        """Send, and hand over what comes until all is heard. ConnectionResetError when the server ends before."""
         if self._transport is None:
             raise ConnectionResetError("the server has closed the connection")
-        self._transport.write(packet)
-
-    async def first_answer(self) -> str:
-        """SQLSTATE when the server refuses outright, else empty. ConnectionResetError when it closes first."""
-        return await self._first
+        self._take, self._heard = take, asyncio.get_running_loop().create_future()
+        try:
+            self._transport.write(data)
+            await self._heard
+        finally:
+            self._take = self._heard = None
 
     def begin_relay(self) -> None:
         """From now on everything goes to the client, first of all what has come already."""
         self._relaying = True
-        held, self._held = bytes(self._held), bytearray()
-        self._pass(held)
+        self._guard()
+        early, self._early = self._early, b""
+        if early:
+            self._pass(early)
         if self._transport is None:
-            self._client.server_lost()
-        elif not self.client_full:
-            read_on(self._transport, True)
+            self._client.server_lost(self)
+        else:
+            read_on(self._transport, not self._client_full)
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
@@ -89,55 +154,99 @@ class ServerLink(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
-        if self._greeting is not None:
-            self._greet(self._greeting, data)
-        if not self._relaying:
-            self._held += data
-            return
-        self._pass(data)
+        if self._take is not None:
+            self._hear(self._take, data)
+        elif self._relaying:
+            self._pass(data)
+        else:
+            self._early += data
+            if len(self._early) > EARLY_BYTES_MAX:
+                self.abort()
 
-    def _greet(self, greeting: Greeting, data: bytes) -> None:
-        greeting.feed(data)
-        if greeting.pid and self._cancel_key is None and self._endpoint is not None:
-            self._cancel_key = (greeting.pid, greeting.key)
-            self._cancels[self._cancel_key] = self._endpoint
-        if greeting.done:
-            self._greeting = None
-        if greeting.answered and not self._first.done():
-            self._first.set_result(greeting.refusal)
-            read_on(self._transport, False)
+    def _hear(self, take: Callable[[bytes], bool], data: bytes) -> None:
+        heard = self._heard
+        try:
+            if not take(data):
+                return
+        except Garbled as error:
+            if heard is not None and not heard.done():
+                heard.set_exception(error)
+        self._take = None
+        if heard is not None and not heard.done():
+            heard.set_result(None)
 
     def _pass(self, data: bytes) -> None:
         """To the client, under the same fence as what came from it: what an expired primary says it has committed,
         another one may not have."""
-        client = self._client
-        fence, transport = client.fence, client.transport
+        client, requests, boundary = self._client, self._requests, self._boundary
+        fence = client.fence
         if fence is not None and self._now() >= fence.until_s:
             client.cut()
-        elif transport is not None and data:
-            self._boundary.feed(data)
-            if state := ready_state(data):
-                self.idle = state == IDLE
-            self.bytes_out += len(data)
-            transport.write(data)
+            return
+        if self._aside is not None or (requests.outstanding == 0 and not requests.open):
+            data = self._unasked(data)
+            if not data:
+                return
+        if self._doubt is not None:
+            data = self._doubt.feed(data, awaited=requests.outstanding > 0)
+            if not data:
+                return
+        boundary.feed(data, exact=requests.outstanding > 1)
+        transport = client.transport
+        if transport is None:
+            return
+        client.bytes_out += len(data)
+        transport.write(data)
+        if boundary.readies:
+            requests.ready(boundary.readies, boundary.state)
+            if requests.outstanding == 0 and (
+                requests.changed or (fence is not None and (fence.paused or fence.strict is (self._doubt is None)))
+            ):
+                self._guard()
+                client.rested()
+
+    def _unasked(self, data: bytes) -> bytes:
+        """The server speaks though nothing was asked. What it says when it ends is kept back, for the session may go
+        on elsewhere; what comes back from here is for the client."""
+        stream = self._aside or Stream()
+        passed = b""
+        try:
+            for kind, body in stream.feed(data):
+                if kind in _COMPLAINTS and error_fields(body).get("C") in LAST_WORDS and self._requests.resting:
+                    self.last_words = message(bytes((kind,)), body)
+                    continue
+                passed += message(bytes((kind,)), body)
+                if kind not in _ASIDE and kind not in _COMPLAINTS:
+                    self._requests.stirred()
+        except Garbled:
+            self._requests.unclear = True
+        answered = self._requests.outstanding > 0 or self._requests.open or self._requests.unclear
+        if answered:
+            passed += stream.rest
+        self._aside = stream if stream.rest and not answered else None
+        return passed
+
+    def _guard(self) -> None:
+        """At a message boundary: watch acknowledgements where the route asks for it."""
+        fence = self._client.fence
+        strict = fence is not None and fence.strict
+        if strict is (self._doubt is None):
+            self._doubt = Doubt() if strict else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._linger is not None:
             self._linger.cancel()
-        if self._cancel_key is not None:
-            self._cancels.pop(self._cancel_key, None)
-        if not self._first.done():
-            self._first.set_exception(exc or ConnectionResetError("the server closed the connection"))
-            self._first.exception()  # looked at, whether or not anybody waits for it
-        elif self._relaying:
-            self._client.server_lost()
+        if self._heard is not None and not self._heard.done():
+            self._heard.set_exception(exc or ConnectionResetError("the server closed the connection"))
+        if self._relaying:
+            self._client.server_lost(self)
 
     def pause_writing(self) -> None:
-        read_on(self._client.transport, False)
+        self._client.read_client(False)
 
     def resume_writing(self) -> None:
-        read_on(self._client.transport, True)
+        self._client.read_client(True)
 
     # --- for the client's side ------------------------------------------------------------------------------------
 
@@ -147,17 +256,20 @@ class ServerLink(asyncio.Protocol):
         return self._boundary.between and not self._boundary.after_error
 
     @property
+    def copy_asked(self) -> bool:
+        return self._boundary.copy_asked
+
+    @property
     def lost(self) -> bool:
         return self._transport is None
 
     def write(self, data: bytes) -> None:
-        """From the client, whole. The caller has looked at the fence."""
-        self.idle = False
+        """From the client. The caller has looked at the fence."""
         if self._transport is not None:
             self._transport.write(data)
 
     def client_is_full(self, full: bool) -> None:
-        self.client_full = full
+        self._client_full = full
         if self._relaying:
             read_on(self._transport, not full)
 

@@ -1,78 +1,103 @@
-"""One client with its startup packet: the wait for a server, and the relay of whole buffers both ways.
+"""One authenticated client: the relay of whole buffers both ways, and what becomes of it when its server goes.
 
-Authentication passes through: the server asks, the client answers, the proxy forwards. The proxy therefore speaks plain
-TCP to the engine even when the client speaks TLS: with TLS on both sides SCRAM's channel binding would see two
-different certificates and rightly fail.
+A session *at rest* (every request answered, no transaction) outlives its server: it keeps the client, lets the server
+go, and looks for the next one (`attaching`), which is made to carry what the former did (`carried`) before anything of
+the client reaches it. One that is not at rest ends with its server, by error 57P01: what was under way may have been
+done, and nothing is ever sent twice.
 
-A session is bound to its server. When its fence falls, or the server ends, the client gets error 57P01 if it stands
-between messages, and is closed either way; nothing of it is ever sent to another server.
+During a switchover the fence is *paused*: who is at rest begins nothing new, what its client sends is held here, and
+the server is asked what the session carries while it can still say. After a crash it cannot, so a session that may
+have changed something is asked beforehand, when its client has been silent for a moment.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 
-from core.backoff import Backoff
-from core.errors import words
 from core.log import EventLog
 from core.routes import Endpoint
+from proxy.attaching import Departure, attach
 from proxy.gate import Gate
 from proxy.postgres import refusals
-from proxy.postgres.server_side import NOT_YET, TERMINATE
+from proxy.postgres.authentication import AUTHENTICATION_OK
+from proxy.postgres.carried import NOTHING, Inquiry, Step, steps_of
+from proxy.postgres.login import LoggedIn, is_ordinary
+from proxy.postgres.messages import READY_IDLE, Garbled, backend_key, parameter_status
+from proxy.postgres.requests import Requests
+from proxy.postgres.scram import Login
 from proxy.postgres.startup import Startup
-from proxy.routing import Forward, Hold, Refuse, admit
 from proxy.server import ServerLink
-from proxy.sockets import LINGER_S, part_with
+from proxy.sockets import LINGER_S, part_with, read_on
 from proxy.table import Fence
 
 log = EventLog("proxy.session")
-DIAL_TIMEOUT_S = 5.0  # to the server's first answer
-DIAL_MIN_S = 1.0  # for a client whose time is nearly over
-RETRY_BASE_S, RETRY_CAP_S = 0.05, 0.5  # between two tries of a server that is not up yet
-MAX_EARLY_BYTES = 64 << 10  # of a client that talks before the server has answered
+DIAL_MIN_S = 1.0  # for a client whose time is nearly over, while it is being logged in
+HELD_BYTES_MAX = 64 << 10  # of a client that is held; then it is not read any more
+SETTLED_S = 0.05  # a client is silent so long before its server is asked what its session carries
 
 
 class Session(asyncio.Protocol):
     """The client's side; the server's side is `ServerLink`. Takes over the transport of a `Reception`."""
 
     def __init__(
-        self, gate: Gate, transport: asyncio.Transport, startup: Startup, *, instance: str, read_only: bool, tls: bool
+        self,
+        gate: Gate,
+        transport: asyncio.Transport,
+        startup: Startup,
+        login: Login,
+        *,
+        instance: str,
+        read_only: bool,
+        tls: bool,
     ) -> None:
         self.instance = instance
         self.read_only = read_only
         self.endpoint: Endpoint | None = None
         self.fence: Fence | None = None
         self.transport: asyncio.Transport | None = transport
+        self.address = client_address(transport)
+        self.login = login
+        self.parameters = tuple(pair for pair in startup.parameters.items() if is_ordinary(*pair))
+        self.requests = Requests()
+        self.kept = False
+        self.departure: Departure | None = None
+        self.dialing: asyncio.Timeout | None = None
         self.bytes_in = 0
+        self.bytes_out = 0
         self._gate = gate
         self._table = gate.table
         self._now = gate.clock.now
         self._startup = startup
         self._tls = tls
-        self._address = client_address(transport)
         self._began = self._now()
+        self._left_at = self._began  # when it began to look for its present or next server
         self._link: ServerLink | None = None
-        self._held = bytearray()  # sent before the server has answered
-        self._dialing: asyncio.Timeout | None = None
+        self._key = gate.cancels.issue(self)
+        self._carried = NOTHING
+        self._told: dict[str, str] = {}  # parameters as the last server had them
+        self._holding = False  # there is a server, but nothing goes to it
+        self._parked = False  # paused, and all is known that is needed to go elsewhere
+        self._asking: asyncio.Task[None] | None = None
+        self._settling: asyncio.TimerHandle | None = None
+        self._held = bytearray()  # what could not be sent yet
+        self._unread = False  # it is not read, because too much is held
+        self._patience: asyncio.TimerHandle | None = None  # while the client waits
+        self._why = "no server was tried"
         self._task: asyncio.Task[None] | None = None
         self._waiting = False
-        self._leaving = False  # the client has said goodbye, or will send nothing more
+        self._full = False  # the client does not keep up
         self._ended = False
         self._linger: asyncio.TimerHandle | None = None
 
     def begin(self, early: bytes) -> None:
-        """Look for a server. `early`: what the client sent behind its startup packet."""
+        """Look for a server. `early`: what the client sent behind its login."""
         self._held += early
-        self._task = self._gate.tasks.spawn(self._attach(), f"client {self._address}", failed=self._close)
+        self._look_for_server()
+        self._wait_at_most()
 
     @property
     def connected(self) -> bool:
         return self._link is not None
-
-    @property
-    def bytes_out(self) -> int:
-        return self._link.bytes_out if self._link is not None else 0
 
     @property
     def ended(self) -> bool:
@@ -80,13 +105,20 @@ class Session(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        return self._link is None or self._link.idle
+        return self._link is None or self.requests.resting
+
+    @property
+    def busy(self) -> bool:
+        if self._link is None or self.requests.unclear:
+            return False
+        paused = self.fence is not None and self.fence.paused
+        return not (self._parked if paused else self.requests.resting)
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         link = self._link
-        if link is None or self._ended:
+        if link is None or self._holding:
             self._hold(data)
             return
         # The fence: nothing that a client sends reaches a primary past the end of its route, also when this process
@@ -94,37 +126,55 @@ class Session(asyncio.Protocol):
         fence = self.fence
         if fence is not None and self._now() >= fence.until_s:
             self.cut()
+            self._hold(data)
             return
         self.bytes_in += len(data)
+        self.requests.feed(data, copy_asked=link.copy_asked)
         link.write(data)
-        if data[-5:] == TERMINATE:
-            self._leaving = True
 
     def _hold(self, data: bytes) -> None:
         if self._ended:
             return
         self._held += data
-        if len(self._held) > MAX_EARLY_BYTES:
-            self.refuse(refusals.malformed("too much data before the server has answered"), "data before answer")
+        if self._patience is None:
+            self._wait_at_most()
+        if len(self._held) > HELD_BYTES_MAX:
+            self._unread = True
+            self.read_client(False)
+
+    def _release(self) -> None:
+        """There is a server that may be written to: nothing is held back any more."""
+        self._stop_waiting()
+        held, self._held = bytes(self._held), bytearray()
+        if held:
+            self.data_received(held)
+        if self._unread and not self._held:
+            self._unread = False
+            self.read_client(True)
+
+    def read_client(self, go: bool) -> None:
+        if not (go and self._unread):
+            read_on(self.transport, go)
 
     def eof_received(self) -> bool:
         """A client that only stopped sending still gets its answers: the server, told the same way, ends the session.
         TLS cannot be half closed."""
         link = self._link
-        if link is None or self._tls or self._ended:
+        if link is None or self._tls or self._ended or self._held:
             return False
-        if self._leaving:  # the server ends by itself after a goodbye, unless it hangs
+        if self.requests.leaving:  # the server ends by itself after a goodbye, unless it hangs
             self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._close)
         else:
-            self._leaving = True
+            self.requests.leaving = True
             link.half_close()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self._stop_waiting()
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._asking):
+            if task is not None:
+                task.cancel()
         link = self._link
         if link is None or link.lost:
             self._settle()
@@ -134,130 +184,222 @@ class Session(asyncio.Protocol):
             link.abort()
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._link is not None:
             self._link.client_is_full(True)
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._link is not None:
             self._link.client_is_full(False)
 
     # --- finding a server -----------------------------------------------------------------------------------------
 
-    async def _attach(self) -> None:
-        """Connect to the server of the moment; hold the client, bounded, while there is none."""
-        backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S, uniform=random.uniform)
-        avoid: set[str] = set()
-        while not self._ended:
-            seen = self._table.version
-            route = self._table.route(self.instance)
-            verdict = self._admit(avoid)
-            if isinstance(verdict, Refuse):
-                self.refuse(refusals.error(verdict.sqlstate, verdict.message, verdict.hint), verdict.message)
-                return
-            until = self._began + (route.hold_s if route else 0.0)
-            if isinstance(verdict, Hold):
-                why = verdict.why
-                pause_s = backoff.next_delay() if avoid else until - self._now()
-                avoid.clear()
-            else:
-                why = await self._dial(verdict, max(DIAL_MIN_S, until - self._now()))
-                if not why:
-                    return
-                # Another replica may answer at once; a primary is tried again a little later.
-                pause_s = backoff.next_delay() if verdict.fenced else 0.0
-                avoid = set() if verdict.fenced else avoid | {verdict.endpoint.member}
-            if not await self._pause(why, until, pause_s, seen):
-                return
+    def _look_for_server(self) -> None:
+        self._left_at = self._now()
+        self._task = self._gate.tasks.spawn(attach(self, self._gate), f"client {self.address}", failed=self._close)
 
-    def _admit(self, avoid: set[str]) -> Forward | Hold | Refuse:
-        if self._gate.stopping:
-            return Refuse("57P03", "the proxy is stopping", "Connect to another node's proxy.")
-        return admit(
-            self._table.route(self.instance),
-            read_only=self.read_only,
-            client=self._address,
-            sessions=self._table.loads(self.instance),
-            now=self._now(),
-            avoid=avoid,
-            turn=self._table.next_turn(),
-        )
+    def waits(self, why: str) -> None:
+        """No server yet."""
+        self._why = why
+        if self._ended or self._waiting:
+            return
+        if not self.kept and self._table.waiting[self.instance] >= self._gate.limits.waiters_max:
+            self.refuse(refusals.TOO_MANY_WAIT, "too many clients wait")
+            return
+        self._waiting = True
+        self._table.waiting[self.instance] += 1
 
-    async def _pause(self, why: str, until: float, pause_s: float, seen: int) -> bool:
-        """Wait for a newer table, at most so long; False when the client's time is over, or too many wait already."""
-        now = self._now()
-        if now >= until:
-            message = f"no server of {self.instance} to connect to: {why}; waited {now - self._began:.1f} s"
-            self.refuse(refusals.error("57P03", message, "Try again; `moorctl status` tells what is wrong."), message)
-            return False
-        if not self._waiting:
-            if self._table.waiting[self.instance] >= self._gate.limits.waiters_max:
-                self.refuse(refusals.TOO_MANY_WAIT, "too many clients wait")
-                return False
-            self._waiting = True
-            self._table.waiting[self.instance] += 1
-        await self._table.changed(seen, min(pause_s, until - now))
-        return True
+    def _wait_at_most(self) -> None:
+        """The client waits from now on."""
+        route = self._table.route(self.instance)
+        self._wait_until(self._now(), route.hold_s if route else 0.0)
+
+    def _wait_until(self, since: float, in_s: float) -> None:
+        self._patience = asyncio.get_running_loop().call_later(in_s, self._waited, since)
+
+    def _waited(self, since: float) -> None:
+        """For so long. Whoever is just being logged in gets the little time that takes."""
+        waited_s = self._now() - since
+        route = self._table.route(self.instance)
+        if self.dialing is not None and waited_s < (route.hold_s if route else 0.0) + DIAL_MIN_S:
+            self._wait_until(since, DIAL_MIN_S)
+            return
+        why = "a switchover is under way" if self._link is not None else self._why
+        message = f"no server of {self.instance} to connect to: {why}; waited {waited_s:.1f} s"
+        self.refuse(refusals.error("57P03", message, "Try again; `moorctl status` tells what is wrong."), message)
 
     def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
         if self._waiting:
             self._waiting = False
             self._table.waiting[self.instance] -= 1
 
-    async def _dial(self, forward: Forward, within_s: float) -> str:
-        """Empty when the relay runs; else why this server cannot serve just now."""
-        link = ServerLink(self, self._gate, self._gate.clock)
-        member = forward.endpoint.member
-        self._table.bind(self, forward.endpoint, fenced=forward.fenced)
-        try:
-            async with asyncio.timeout(min(DIAL_TIMEOUT_S, within_s)) as self._dialing:
-                await link.open(forward.endpoint, self._gate.local_address, self._startup.packet)
-                refusal = await link.first_answer()
-            if refusal not in NOT_YET:
-                self._relay(link)
-                return ""
-            return f"{member} is not accepting connections ({refusal})"
-        except (OSError, TimeoutError) as error:
-            return f"{member} does not answer ({words(error)})"
-        finally:
-            self._dialing = None
-            if self._link is not link:
-                self._table.unbind(self)
-                link.abort()
+    def steps(self) -> list[Step]:
+        """By which a new server comes to carry what the former did."""
+        requests = self.requests
+        return steps_of(self._carried, requests.prepared, requests.unnamed, requests.unconfirmed)
 
-    def _relay(self, link: ServerLink) -> None:
+    def relay(self, link: ServerLink, answer: LoggedIn) -> None:
+        """The link is logged in and carries what it should."""
         assert self.endpoint is not None, "bound before it was dialled"
-        waited_s = self._now() - self._began
-        self._stop_waiting()
-        self._link, self._task = link, None
+        assert self.transport is not None, "its way ends with it"
+        parameters = {name: value for name, value in link.parameters.items() if self._told.get(name) != value}
+        told = b"".join(parameter_status(name, value) for name, value in parameters.items())
+        if not self.kept:
+            told = AUTHENTICATION_OK + told + answer.notices + backend_key(*self._key) + READY_IDLE
+        self._log_relay(self.endpoint)
+        self._told |= parameters
+        self._link, self._task, self.kept, self.departure = link, None, True, None
+        self._holding = self._parked = False
+        self.bytes_out += len(told)
+        self.transport.write(told)
+        link.client_is_full(self._full)
+        link.begin_relay()
+        if self._link is not link:
+            return
+        self.look()
+        if not self._holding:
+            self._release()
+        elif not self._held:
+            self._stop_waiting()
+
+    def _log_relay(self, endpoint: Endpoint) -> None:
+        waited_ms = round((self._now() - self._left_at) * 1000)
         log.info(
-            "client_connected",
-            client=self._address,
+            "session_moved" if self.kept else "client_connected",
+            client=self.address,
             user=self._startup.user,
             database=self._startup.database,
             instance=self.instance,
-            server=self.endpoint.member,
+            server=endpoint.member,
             read_only=self.read_only,
             tls=self._tls,
-            waited_ms=round(waited_s * 1000),
+            waited_ms=waited_ms,
         )
-        link.begin_relay()
-        if self._held:
-            held, self._held = bytes(self._held), bytearray()
-            self.data_received(held)
+
+    def present_server(self) -> tuple[Endpoint, int, bytes] | None:
+        """Where a cancel request must go, and with which key."""
+        return self._link.cancel_key if self._link is not None else None
+
+    # --- what it carries ------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """The fence is paused, or is no longer; or there is a new one."""
+        if self.fence is not None and self.fence.paused:
+            self.rested()
+        elif self._asking is None:
+            self._holding = self._parked = False
+            if self._link is not None:
+                self._release()
+
+    def rested(self) -> None:
+        """The session may be at rest, and either its fence is paused or something may have changed."""
+        if self._link is None or not self.requests.resting or self._asking is not None:
+            return
+        if self.fence is not None and self.fence.paused:
+            self._holding = True
+            if self.requests.touched:
+                self._begin_asking()
+            else:
+                self._parked = True
+        elif self.requests.changed and self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(SETTLED_S, self._settled, self.bytes_in)
+
+    def _settled(self, bytes_in: int) -> None:
+        self._settling = None
+        if self.bytes_in == bytes_in and self._link is not None and self.requests.resting and self._asking is None:
+            self._begin_asking()
+        else:
+            self.rested()
+
+    def _begin_asking(self) -> None:
+        self._asking = self._gate.tasks.spawn(self._ask(), f"inquiry {self.address}", failed=self._close)
+
+    async def _ask(self) -> None:
+        """Ask the server what the session carries; hold the client meanwhile."""
+        link, inquiry = self._link, Inquiry(self.login.user, self.requests.names)
+        try:
+            async with self._gate.inquiries(self.instance):
+                if link is None or self._link is not link or not self.requests.resting:
+                    return
+                self._holding = True
+                await link.ask(inquiry)
+                if self._link is link:
+                    self._take_answer(inquiry)
+        except OSError:
+            pass  # the link is lost, and the session knows
+        except Garbled as error:
+            self._end_with(refusals.server_lost(f"its server was not understood: {error}"))
+        finally:
+            self._asking = None
+            if not self._ended and link is self._link:
+                self._asked()
+
+    def _asked(self) -> None:
+        """An answer that does not come a second time either would keep a switchover waiting for nothing."""
+        if self.fence is not None and self.fence.paused:
+            self._parked = self._holding
+        else:
+            self._holding = False
+            self._release()
+
+    def _take_answer(self, inquiry: Inquiry) -> None:
+        if inquiry.failed:
+            log.info("inquiry_failed", client=self.address, instance=self.instance, error=inquiry.failed)
+            return
+        self._carried = inquiry.answer()
+        _ = self.requests.confirm(self._carried.by_protocol)
+
+    def _obstacle(self) -> str | None:
+        """Why the session cannot go to another server: None when it can, empty when its client knows best."""
+        requests, link = self.requests, self._link
+        if link is None or not requests.resting or requests.leaving or self.transport is None or not link.may_be_told:
+            return ""
+        if self._table.route(self.instance) is None or self._gate.stopping:
+            return ""
+        if self._carried.obstacles:
+            return f"The session {' and '.join(self._carried.obstacles)}, which cannot be moved."
+        if requests.hidden:
+            return "The session may have set settings whose names are not known to the proxy."
+        if requests.overflowed:
+            return "The session has more prepared statements than the proxy keeps."
+        if requests.changed:
+            return "What the session carries was not known yet."
+        return None
 
     # --- the end --------------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
         """The fence falls. A client that is only on its way to that server looks for another one."""
         if self._link is not None:
-            self._end_with(refusals.FAILOVER)
-        elif self._dialing is not None and not self._dialing.expired():
-            self._dialing.reschedule(asyncio.get_running_loop().time())
+            self._part_from_server(self._link, refusals.failover)
+        elif self.dialing is not None and not self.dialing.expired():
+            self.dialing.reschedule(asyncio.get_running_loop().time())
 
-    def server_lost(self) -> None:
-        self._end_with(refusals.SERVER_LOST)
+    def server_lost(self, link: ServerLink) -> None:
+        if link is self._link:
+            if link.last_words and self.endpoint is not None and not self._parked:
+                self.departure = Departure(link.last_words, self.endpoint, self.fence)
+            self._part_from_server(link, refusals.server_lost)
         if self.transport is None:
             self._settle()
+
+    def _part_from_server(self, link: ServerLink, farewell: refusals.Farewell) -> None:
+        """Let the server go and keep the client, if that can be; else end it."""
+        if self._ended:
+            return
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            self._end_with(farewell(obstacle))
+            return
+        self._table.unbind(self)
+        self._link, self._parked, self._holding = None, False, False
+        self.fence = None
+        link.abort()
+        self._look_for_server()
 
     def shut_down(self) -> None:
         if self._link is None:
@@ -270,7 +412,8 @@ class Session(asyncio.Protocol):
         if self._ended:
             return
         link = self._link
-        if link is not None and link.may_be_told and self.transport is not None and not self._leaving:
+        told = link is None or link.may_be_told
+        if told and self.transport is not None and not self.requests.leaving:
             self.transport.write(farewell)
         self._close()
 
@@ -278,7 +421,7 @@ class Session(asyncio.Protocol):
         """Say no and close."""
         if self._ended:
             return
-        self._gate.refuses(client=self._address, instance=self.instance, why=why)
+        self._gate.refuses(client=self.address, instance=self.instance, why=why)
         if self.transport is not None:
             self.transport.write(message)
         self._close()
@@ -296,16 +439,20 @@ class Session(asyncio.Protocol):
 
     def _settle(self) -> None:
         """Both sides are gone."""
+        if self not in self._gate.guests:
+            return
         self._ended = True
-        if self._linger is not None:
-            self._linger.cancel()
+        for timer in (self._linger, self._settling):
+            if timer is not None:
+                timer.cancel()
         self._table.unbind(self)
+        self._gate.cancels.withdraw(self._key)
         self._gate.gone(self)
-        if self._link is None:
+        if not self.kept:
             return
         log.info(
             "client_disconnected",
-            client=self._address,
+            client=self.address,
             instance=self.instance,
             server=self.endpoint.member if self.endpoint else "",
             lasted_s=round(self._now() - self._began, 3),

@@ -2,8 +2,8 @@
 
 A new table replaces the old one whole. Sessions that can write share a `Fence`, one for each primary: the time at which
 their right ends. A renewed route moves that time; another primary, or the time itself, drops the fence for ever and
-cuts its sessions. The timer for that is set here, so it needs nobody's word, and every buffer is checked against the
-fence before it passes, so it holds for a process that was frozen too.
+cuts its sessions off their server. The timer for that is set here, so it needs nobody's word, and every buffer is
+checked against the fence before it passes, so it holds for a process that was frozen too.
 
 A replica's sessions are not fenced. When it becomes the primary they can write, and come under its fence.
 """
@@ -26,13 +26,16 @@ TIMER_GRAIN_S = 0.001  # timers are this coarse: one that comes early would only
 
 
 class Fence:
-    """Until when sessions may write to `endpoint`; shared by all of them, so that one assignment moves it for all."""
+    """Until when sessions may write to `endpoint`; shared by all of them, so that one assignment moves it for all.
+    `paused`: whoever is at rest begins nothing new. `strict`: what was not replicated is not acknowledged."""
 
-    __slots__ = ("endpoint", "until_s")
+    __slots__ = ("endpoint", "paused", "strict", "until_s")
 
-    def __init__(self, endpoint: Endpoint, until_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, until_s: float, *, paused: bool = False, strict: bool = False) -> None:
         self.endpoint = endpoint
         self.until_s = until_s
+        self.paused = paused
+        self.strict = strict
 
 
 class Bound(Protocol):
@@ -47,8 +50,15 @@ class Bound(Protocol):
     def connected(self) -> bool:
         """False on its way."""
 
+    @property
+    def busy(self) -> bool:
+        """A switchover must wait for it."""
+
     def cut(self) -> None:
-        """End it now: its server may no longer be written to."""
+        """Off its server now, which may no longer be written to."""
+
+    def look(self) -> None:
+        """Its fence is paused, or is no longer."""
 
 
 class Table:
@@ -135,6 +145,13 @@ class Table:
         kinds = Counter(session.read_only for session in self._sessions.get(instance, ()) if session.connected)
         return SessionCounts(read_write=kinds[False], read_only=kinds[True], waiting=self.waiting[instance])
 
+    def busy(self) -> dict[str, int]:
+        """For the report: sessions that can write and are busy, of each instance."""
+        return {
+            name: sum(session.fence is not None and session.busy for session in self._sessions.get(name, ()))
+            for name in self._routes
+        }
+
     # --- fences ---------------------------------------------------------------------------------------------------
 
     def _renew(self, instance: str) -> None:
@@ -144,17 +161,26 @@ class Table:
             # A fence whose time has come is gone even if its renewal lies in this table: it is then a matter of
             # milliseconds, and must not depend on whether the timer or the table was looked at first.
             if route is not None and now < fence.until_s and still_valid(route, fence.endpoint, now):
-                fence.until_s = route.expires_at_s
+                fence.until_s, fence.strict = route.expires_at_s, route.strict
+                self._pause(instance, fence, paused=route.paused)
             else:
                 self._drop(instance, fence)
                 fence = None
         if route is None:
             self._cut(instance, tuple(self._sessions.get(instance, ())))
         elif fence is None and route.primary is not None and now < route.expires_at_s:
-            fence = self._fences[instance] = Fence(route.primary, route.expires_at_s)
+            fence = Fence(route.primary, route.expires_at_s, paused=route.paused, strict=route.strict)
+            self._fences[instance] = fence
             for session in self._sessions.get(instance, ()):
                 if session.endpoint is not None and same_server(session.endpoint, route.primary):
                     session.fence = fence
+
+    def _pause(self, instance: str, fence: Fence, *, paused: bool) -> None:
+        if fence.paused != paused:
+            fence.paused = paused
+            for session in tuple(self._sessions.get(instance, ())):
+                if session.fence is fence:
+                    session.look()
 
     def _drop(self, instance: str, fence: Fence) -> None:
         del self._fences[instance]

@@ -1,4 +1,4 @@
-"""TLS towards a client, as a transport over its plain one.
+"""TLS towards a client, or towards an engine, as a transport over the plain one.
 
 Made of OpenSSL on memory buffers instead of the loop's own TLS transport, for three reasons: a ClientHello that has
 been read already (direct TLS) can be fed to it; it holds nothing back, so a server that does not read stops its client
@@ -16,23 +16,41 @@ ALPN = "postgresql"  # what libpq 17 and later offers inside TLS; direct TLS mus
 CHUNK_BYTES = 64 << 10
 
 
-class TlsTransport(asyncio.Transport, asyncio.Protocol):
-    """The server's end. To the plain transport below it is the protocol, to `upper` the transport."""
+class ShownContext(ssl.SSLContext):
+    """Of a certificate that is shown to clients. `end_point`: its hash, to which a client may bind its proof."""
 
-    def __init__(self, plain: asyncio.Transport, context: ssl.SSLContext, upper: asyncio.Protocol) -> None:
+    end_point: bytes = b""
+
+
+class TlsTransport(asyncio.Transport, asyncio.Protocol):
+    """The server's end, or with `server_hostname`, which the certificate must be for, the client's. To the plain
+    transport below it is the protocol, to `upper` the transport."""
+
+    def __init__(
+        self,
+        plain: asyncio.Transport,
+        context: ssl.SSLContext,
+        upper: asyncio.Protocol,
+        *,
+        server_hostname: str | None = None,
+    ) -> None:
         super().__init__()
         self._plain = plain
         self._upper = upper
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._in, self._out, server_side=True)
+        self._context = context  # that of the handshake, whatever comes to be in force later
+        self._begins = server_hostname is not None
+        self._object = context.wrap_bio(
+            self._in, self._out, server_side=not self._begins, server_hostname=server_hostname
+        )
         self._established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._said_goodbye = False
         plain.set_protocol(self)
 
-    async def handshake(self, hello: bytes) -> None:
+    async def handshake(self, hello: bytes = b"") -> None:
         """`hello`: what the client has sent already. ssl.SSLError when it is no TLS, or not ours."""
-        if hello:
+        if hello or self._begins:
             self.data_received(hello)
         await self._established
 
@@ -40,6 +58,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def speaks_postgresql(self) -> bool:
         """The client named the protocol by ALPN."""
         return self._object.selected_alpn_protocol() == ALPN
+
+    @property
+    def channel_binding(self) -> bytes:
+        """tls-server-end-point (RFC 5929) of the certificate that was shown; empty when it has none."""
+        return self._context.end_point if isinstance(self._context, ShownContext) else b""
 
     # --- the protocol below -------------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
+from agent.engines.rubbish import Rubbish
+from agent.engines.troubles import Diagnosis
 from agent.ha import view
 from agent.supervise.base import OsUser
 from core.clock import Clock
@@ -89,8 +91,10 @@ class EngineSetup:
     tls_files: TlsFiles | None
     run_as: OsUser | None  # None = as the agent's own user, which is not root
     clock: Clock
+    rubbish: Rubbish | None = None  # where what is deleted goes first; None = it is deleted on the spot
     durable: bool = True  # False: nothing is synced to disk; for tests only
     unresponsive_after_s: float = 10.0  # a process that has not answered for longer is UNRESPONSIVE
+    disk_answers_within_s: float = 6.0  # nor may its disk be silent for longer: about as long as a lease lasts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,8 @@ class EngineFacts:
     data_bytes: int = 0  # all databases; refreshed once a minute
     lag_bytes: int = 0  # replica: what the primary has written and this one has not replayed
     problems: tuple[str, ...] = ()  # sentences: refused parameters, extensions or roles that could not be made
+    fault: Diagnosis | None = None  # why the engine is not up, when that is known
+    notices: tuple[Diagnosis, ...] = ()  # what is wrong or will be soon, whether or not the engine runs
 
     @property
     def problem(self) -> str:
@@ -156,8 +162,12 @@ class Engine(Protocol):
     async def fence(self, within_s: float) -> None:
         """Stop at once: half of `within_s` for the engine to obey, then SIGKILL. Returns when no process is left."""
 
-    async def promote(self) -> None:
-        """Make the running replica accept writes, on a new timeline. Returns when it does."""
+    async def make_ready(self) -> None:
+        """The running replica may be promoted soon: let the others find what they need to stream from it."""
+
+    async def promote(self, sync: SyncRecord | None = None) -> None:
+        """Make the running replica accept writes, on a new timeline. Returns when it does. `sync`: the set that it
+        opens with; None = as it would start."""
 
     async def follow(self, leader: PeerMember | None) -> None:
         """Let the running replica stream from `leader` without a restart; None: from nobody, and its position is final
@@ -180,6 +190,9 @@ class Engine(Protocol):
 
     async def destroy(self) -> None:
         """Stop the engine and remove everything of the member: data, sockets, shared memory, saved tails."""
+
+    async def verifiers(self, users: list[str]) -> dict[str, str | None]:
+        """By what the running engine checks the password of each user; None of one that no client may log in as."""
 
     async def wait_died(self) -> None:
         """Return when the engine's main process has ended and its leftovers are killed; at once when none runs."""

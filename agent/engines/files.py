@@ -14,8 +14,8 @@ from pathlib import Path
 from agent.supervise.base import OsUser
 
 
-def write_owned(path: Path, data: bytes, owner: OsUser | None, *, mode: int = 0o600) -> bool:
-    """Atomically, unless it has this content already. Returns whether it changed."""
+def write_owned(path: Path, data: bytes, owner: OsUser | None, *, mode: int = 0o600, durable: bool = True) -> bool:
+    """Atomically, unless it has this content already. Returns whether it changed. `durable` survives a power cut."""
     if _content(path) == data:
         return False
     temporary = path.with_name(f"{path.name}.tmp")
@@ -28,7 +28,8 @@ def write_owned(path: Path, data: bytes, owner: OsUser | None, *, mode: int = 0o
         os.fchmod(descriptor, mode)
         file.write(data)
         file.flush()
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     temporary.rename(path)
     return True
 

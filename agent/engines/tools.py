@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.engines.troubles import Diagnosis, Trouble, TroubleError
 from agent.supervise.base import OsUser
 from core.errors import EngineError, TimedOutError
 
@@ -87,6 +88,9 @@ class Toolbox:
                 umask=0o077,
             )
         except OSError as error:
+            if not (self.bin_dir / name).exists():
+                diagnosis = Diagnosis(trouble=Trouble.PROGRAMS_MISSING, evidence=str(self.bin_dir / name))
+                raise TroubleError(diagnosis, object=self.subject) from error
             raise EngineError(
                 f"cannot run {self.bin_dir / name}: {error}", object=self.subject, hint=_hint(str(error), "")
             ) from error

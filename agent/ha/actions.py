@@ -21,7 +21,7 @@ class Initialise:
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """Copy the data directory from `source` and start as its replica."""
+    """Copy the data directory from `source` and start as replica. The leader is asked for its leave in any case."""
 
     source: str
 
@@ -78,9 +78,9 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """Let the running replica stream from `leader`."""
+    """Let the running replica stream from `upstream`."""
 
-    leader: str
+    upstream: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,13 @@ class EndSwitchover:
 
 
 @dataclass(frozen=True, slots=True)
+class TellOpened:
+    """Add to the history that commits are acknowledged in `term`, and how long it took."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class AskPeers:
     """Failsafe: ask every other member whether this primary may go on without the hub."""
 
@@ -161,7 +168,7 @@ class ProbeTimeline:
 Long = Initialise | Clone | Rejoin | StartPrimary | StartReplica | Stop | Promote | Handover | Fence
 Short = (
     Follow | Detach | CastBallot | Acquire | Release | RecordSync | ApplySync | RecordSystemId | EndSwitchover
-    | AskPeers | ProbeTimeline
+    | TellOpened | AskPeers | ProbeTimeline
 )  # fmt: skip
 Action = Long | Short
 
@@ -193,6 +200,8 @@ class Reason(Enum):
     GIVES_UP_STOPPED = "gives the leadership up: it is to be down"
     GIVES_UP_FOREIGN = "gives the leadership up: its data belongs to another database"
     GIVES_UP_CRASHED = "gives the leadership up after a crash: others can take over at once"
+    GIVES_UP_UNKILLABLE = "gives the leadership up: its engine hangs in the kernel and will not run again"
+    FORCED_AWAY = "gives the leadership up: an operator forced another member to lead"
     GIVES_UP_SPENT = "gives a leadership up that it may not use any more"
     RESTARTS_IN_PLACE = "leads and starts its engine"
     LEARNS_POSITION = "leads with a replica's data, starts it to promote it"
@@ -208,6 +217,7 @@ class Reason(Enum):
     RECORDS_SYNC = "leads and records its sync set"
     APPLIES_SYNC = "leads and puts its sync set in force"
     SYNC_CATCHES_UP = "leads, the sync set waits for its standbys to catch up"
+    TELLS_OPENED = "leads, acknowledges commits, and tells how long that took"
     TOO_FEW_STANDBYS = "leads, but commits wait: too few standbys stream"
 
     # another member leads
@@ -220,15 +230,22 @@ class Reason(Enum):
     REJOINS_OTHER_LOG = "has followed a leader that the present one never knew, and copies the data anew"
     REJOINS_BROKEN = "cannot start or stream from what it has, and rejoins"
     STARTS_REPLICA = "starts as replica of the leader"
-    FOLLOWS = "turns to the leader"
+    FOLLOWS = "turns to another member to stream from"
     CONNECTS = "waits for the stream from the leader"
+    CASCADES = "follows the leader through another replica"
+    CONNECTS_TO_REPLICA = "waits for the stream from another replica"
     PROBES = "does not stream, compares its history with the leader's"
 
     # nobody leads
     BOOTSTRAPS = "takes the leadership of a new instance to initialise it"
     WAITS_FOR_BOOTSTRAP = "waits for the first member to initialise the instance"
     RESUMES = "is the primary still and takes the leadership again"
+    SUCCEEDS = "was handed the leadership and takes it"
+    AWAITS_SUCCESSOR = "nobody leads, waits for the member that was handed the leadership"
+    FORCED = "takes the leadership because an operator forced it to"
+    AWAITS_FORCED = "nobody leads, waits for the member that an operator forced to lead"
     PAUSED = "nobody leads, and automatic failover is paused"
+    LEADS_AGAIN = "led last and takes the leadership again, for automatic failover is paused"
     NO_DATA = "nobody leads, and this member has no data to stand with"
     OUTDATED = "nobody leads, and this member's data is of an earlier leader than the last"
     PROMISED = "nobody leads, but this member has promised the last primary to wait"

@@ -30,6 +30,7 @@ from core.status import MemberState, Role
 
 WINDOW_S = 1.0  # how long ballots of members that should vote are waited for; a ballot takes some 50 ms
 TURN_S = 3.0  # how long a chosen member has to take the leadership before the next one may
+BY_FORCE = "accept the loss: moorctl instance failover --force"
 _COMING = frozenset({MemberState.RUNNING, MemberState.LAGGING, MemberState.STARTING})
 
 
@@ -113,6 +114,8 @@ def may_grant(view: View, *, asker: str, term: int, standing: bool, now: float) 
         return f"{ha.leader} leads in term {term}"
     if ha.released_term == term:
         return f"{asker} has given term {term} up"
+    if ha.forced is not None and ha.forced.after_term >= term:
+        return f"an operator forced {ha.forced.target} to lead after term {ha.forced.after_term}"
     if standing:
         return f"{view.me} is taking the leadership"
     if view.ballot_term > term or any(b.member == view.me and b.term > term for b in instance.ballots):
@@ -131,10 +134,11 @@ def _is_coming(member: PeerMember) -> bool:
 
 def _rank(ballot: Ballot, ha: HaRecord) -> tuple[int, int, bool, int, str]:
     """Smallest first: furthest position, then the one handed over to, then priority, then name."""
-    return (-ballot.timeline, -ballot.lsn, ballot.member != _handed_to(ha), -ballot.priority, ballot.member)
+    return (-ballot.timeline, -ballot.lsn, ballot.member != handed_to(ha), -ballot.priority, ballot.member)
 
 
-def _handed_to(ha: HaRecord) -> str:
+def handed_to(ha: HaRecord) -> str:
+    """Whom the last leader named when it let go of the last term; empty when it named nobody, or did not let go."""
     return ha.handover if ha.released_term == ha.term else ""
 
 
@@ -157,8 +161,8 @@ def _fit_sync(ha: HaRecord, cast: dict[str, Ballot]) -> list[Ballot] | Stuck:
 def _bounds(ha: HaRecord, cast: dict[str, Ballot]) -> list[WalPosition]:
     """Every upper bound of the acknowledged commits that these ballots prove."""
     bounds = [position_of(b) for b in cast.values() if b.was_leader and b.member == ha.leader]
-    if _handed_to(ha) in cast:
-        bounds.append(position_of(cast[_handed_to(ha)]))
+    if handed_to(ha) in cast:
+        bounds.append(position_of(cast[handed_to(ha)]))
     named = sorted((position_of(cast[name]) for name in ha.sync.names if name in cast), reverse=True)
     met = ha.sync.k - (len(ha.sync.names) - len(named))
     if ha.sync.k > 0 and met >= 1:
@@ -169,12 +173,12 @@ def _bounds(ha: HaRecord, cast: dict[str, Ballot]) -> list[WalPosition]:
 def _uncovered(ha: HaRecord, cast: dict[str, Ballot]) -> str:
     last = ha.leader or "the last leader"
     if ha.sync.k == 0 or not ha.sync.names:
-        return f"only {last} has every acknowledged commit, no replica is on record; bring its node back"
+        return f"only {last} has every acknowledged commit, no replica is on record; bring its node back, or {BY_FORCE}"
     absent = [name for name in ha.sync.names if name not in cast]
     needed = _needed(len(ha.sync.names), ha.sync.k)
     return (
         f"ballots of {needed} of {', '.join(ha.sync.names)} are needed, or that of {last}; "
-        f"missing: {', '.join(absent)}; bring one of these nodes back"
+        f"missing: {', '.join(absent)}; bring one of these nodes back, or {BY_FORCE}"
     )
 
 
@@ -185,21 +189,20 @@ def _fit_async(
     ha: HaRecord, cast: dict[str, Ballot], known: dict[str, PeerMember], max_lag_bytes: int
 ) -> list[Ballot] | Stuck:
     if not cast:
-        return Stuck("no member has cast a ballot; bring a node with data back")
+        return Stuck(f"no member has cast a ballot; bring a node with data back, or {BY_FORCE}")
     heard = _furthest_heard(ha, cast, known)
     fit = [b for b in cast.values() if b.timeline >= heard.timeline and heard.lsn.value - b.lsn <= max_lag_bytes]
     if fit:
         return fit
     best = max(cast.values(), key=position_of)
     last = ha.leader or "the last leader"
+    furthest = f"{best.member} is the furthest, at {position_of(best)}"
+    way_out = f"bring {last} back, or {BY_FORCE}"
     if best.timeline < heard.timeline:
-        return Stuck(
-            f"{best.member} is the furthest, at {position_of(best)}, but has not followed {last} to timeline "
-            f"{heard.timeline}; bring {last} back"
-        )
+        return Stuck(f"{furthest}, but has not followed {last} to timeline {heard.timeline}; {way_out}")
+    behind = heard.lsn.value - best.lsn
     return Stuck(
-        f"{best.member} is the furthest, at {position_of(best)}, but {heard.lsn.value - best.lsn} bytes behind {last}, "
-        f"more than max_failover_lag ({max_lag_bytes}); bring {last} back"
+        f"{furthest}, but {behind} bytes behind {last}, more than max_failover_lag ({max_lag_bytes}); {way_out}"
     )
 
 
@@ -224,4 +227,4 @@ def _none_able(fit: Sequence[Ballot], cast: dict[str, Ballot], known: dict[str, 
         f"{silent} cannot be reached" if silent else "",
         f"{behind} lacks what they have" if behind else "",
     ]
-    return "; ".join(part for part in parts if part) + "; bring another member back"
+    return "; ".join(part for part in parts if part) + f"; bring another member back, or {BY_FORCE}"

@@ -1,7 +1,10 @@
 """Pure: what a member does while another one leads: have data, be its replica, stream.
 
-Data comes from the leader only: a member that the leader does not know of cannot get any, so whoever has data that
-could be elected is among those whom a failsafe primary asks.
+Data comes with the leader's leave only: who copies asks the leader first, over the replication protocol, and the leader
+lets in whom it knows. So whoever has data that could be elected is among those whom a failsafe primary asks. The copy
+itself may be taken from a replica that streams from the leader (`clone_source`), and so may the stream (`upstream`), as
+long as that replica serves; a member that is to stream from a replica falls back to the leader by itself. It is never
+one of two in a row: only a replica that itself streams from the leader is streamed from, so there are no circles.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ from agent.ha.actions import (
     StartReplica,
 )
 from agent.ha.premises import act, data_is_foreign, retries_later, runs_as_primary, waits
-from agent.ha.view import Engine, EngineState, View
-from core.status import Role
+from agent.ha.view import Engine, EngineState, OperationKind, View
+from core.status import MemberState, Role
 
 CONNECT_S = 2.0  # a stream that was just asked for or cut is given so long to (re)connect before anything is suspected
 PROBE_EVERY_S = 5.0
 BROKEN_AFTER_S = 60.0  # not streaming from a healthy leader for so long: what is missing there will not come back
+UPSTREAM_RESTS_S = 30.0  # a replica that gave no stream is not tried again before
 STARTS_MAX = 5  # failed starts in a row after which the data is taken from the leader anew
 
 
@@ -40,8 +44,8 @@ def follow(view: View, now: float) -> Decision:
         return _from_leader(view, now, rejoin, Reason.REJOINS_OTHER_LOG, str(engine.position))
     match engine.state:
         case EngineState.ABSENT:
-            ready = bool(view.instance.ha.system_id)
-            return _from_leader(view, now, Clone(leader), Reason.CLONES, leader, ready=ready)
+            ready, source = bool(view.instance.ha.system_id), _source(view, leader)
+            return _from_leader(view, now, Clone(source), Reason.CLONES, source, ready=ready)
         case EngineState.STOPPED | EngineState.CRASHED:
             return _down(view, now, leader)
         case EngineState.STARTING:
@@ -54,23 +58,39 @@ def follow(view: View, now: float) -> Decision:
 
 def _down(view: View, now: float, leader: str) -> Decision:
     engine = view.engine
+    if engine.broken:
+        return _broken(view, now, leader)
     if engine.role is not Role.REPLICA:
         return _from_leader(view, now, Rejoin(leader), Reason.REJOINS_AS_FORMER, leader)
-    if engine.failed_starts >= STARTS_MAX:
+    if engine.failed_starts >= STARTS_MAX and not engine.hindered:
         return _from_leader(view, now, Rejoin(leader), Reason.REJOINS_BROKEN, engine.failure)
-    return retries_later(view, now) or act(StartReplica(leader), Reason.STARTS_REPLICA, now, leader)
+    upstream = _upstream(view, now, leader)
+    return retries_later(view, now) or act(StartReplica(upstream), Reason.STARTS_REPLICA, now, upstream)
+
+
+def _broken(view: View, now: float, leader: str) -> Decision:
+    """What it has is of no use any more, and another try would not change that. Only a rejoin that failed is paced."""
+    if not runs_as_primary(view, leader):
+        return waits(view, now, Reason.WAITS_FOR_LEADER, leader)
+    delayed = retries_later(view, now) if view.engine.failed is OperationKind.REJOIN else None
+    return delayed or act(Rejoin(leader), Reason.REJOINS_BROKEN, now, view.engine.failure, warning=True)
 
 
 def _running(view: View, now: float, leader: str) -> Decision:
-    engine = view.engine
-    if engine.upstream != leader:
-        return act(Follow(leader), Reason.FOLLOWS, now, leader)
+    engine, upstream = view.engine, _upstream(view, now, leader)
+    if engine.upstream != upstream:
+        return act(Follow(upstream), Reason.FOLLOWS, now, upstream)
     if engine.streaming:
-        return waits(view, now, Reason.STEADY_REPLICA, leader)
+        reason = Reason.STEADY_REPLICA if upstream == leader else Reason.CASCADES
+        return waits(view, now, reason, upstream)
+    if upstream != leader:
+        return waits(view, now, Reason.CONNECTS_TO_REPLICA, upstream)
     if not runs_as_primary(view, leader):
         return waits(view, now, Reason.CONNECTS, f"{leader} is not up yet")
     if _has_diverged(view, leader):
         return _from_leader(view, now, Rejoin(leader), Reason.REJOINS_DIVERGED, str(engine.position))
+    if engine.broken:
+        return _broken(view, now, leader)
     apart_s = now - view.not_streaming_since if view.not_streaming_since else 0.0
     if apart_s < CONNECT_S:
         return waits(view, now, Reason.CONNECTS, leader, until=now + CONNECT_S - apart_s)
@@ -79,6 +99,36 @@ def _running(view: View, now: float, leader: str) -> Decision:
     if apart_s >= BROKEN_AFTER_S:
         return _from_leader(view, now, Rejoin(leader), Reason.REJOINS_BROKEN, f"no stream for {int(apart_s)} s")
     return waits(view, now, Reason.CONNECTS, leader, until=view.probed_at + PROBE_EVERY_S)
+
+
+# --- through another replica ------------------------------------------------------------------------------------------
+
+
+def _upstream(view: View, now: float, leader: str) -> str:
+    """Whom to stream from: the member this one is set to follow while that one serves, else the leader."""
+    wanted = view.desired.upstream
+    rests = view.upstream_failed_at > 0 and now - view.upstream_failed_at < UPSTREAM_RESTS_S
+    return wanted if wanted and not rests and serves_log(view, wanted, leader) else leader
+
+
+def _source(view: View, leader: str) -> str:
+    """Whom to copy from: a replica that is meant for it, so that the primary is spared; after a failure the leader."""
+    if view.engine.failed is OperationKind.CLONE:
+        return leader
+    meant = [view.desired.upstream, *sorted(peer.member for peer in view.peers if peer.clone_source)]
+    return next((member for member in meant if member and serves_log(view, member, leader)), leader)
+
+
+def serves_log(view: View, member: str, leader: str) -> bool:
+    """`member` is a replica that streams from the leader itself, on the leader's timeline."""
+    peer, lead = view.peer(member), view.peer(leader)
+    if peer is None or lead is None or not runs_as_primary(view, leader):
+        return False
+    well = peer.alive and peer.state is MemberState.RUNNING and peer.role is Role.REPLICA
+    return well and peer.streaming_from == leader and 0 < peer.timeline == lead.timeline
+
+
+# --- logs that have parted --------------------------------------------------------------------------------------------
 
 
 def _is_another_log(view: View) -> bool:

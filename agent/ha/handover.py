@@ -1,9 +1,10 @@
 """Switchover, as the old primary does it: nothing is given away before the target has every byte.
 
-Proxies hold new sessions from the moment the request lies in the instance's ha record. The old primary checkpoints
-(so that its stop is short), stops in an orderly way (its walsenders send everything, the shutdown checkpoint
-included), asks the target's own agent whether it has that position, and only then releases the leadership to it. On any
-doubt it starts again as primary: it never let go, so nobody else can have led meanwhile.
+While clients go on it checkpoints, so that its stop will be short. Then it asks every member's agent to hold the
+clients (`agent.ha.hold`) and waits until their transactions have ended, for a bounded time. It stops in an orderly way
+(its walsenders send everything, the shutdown checkpoint included), asks the target's own agent whether it has that
+position, and only then releases the leadership to it. On any doubt it starts again as primary and lets the clients go
+on: it never let go, so nobody else can have led meanwhile.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from agent.ha.actions import Handover
-from core.errors import MoorageError, TimedOutError, words
+from agent.peer import HeldHere, HoldAsked
+from core.errors import MoorageError, TimedOutError, UnavailableError, words
 from core.log import EventLog
 from core.positions import WalPosition
-from core.records import PeerMember
+from core.records import PeerMember, StepTaken
 
 if TYPE_CHECKING:
     from agent.ha.keeper import Keeper
@@ -23,29 +25,133 @@ if TYPE_CHECKING:
 
 log = EventLog("agent.handover")
 CHECKPOINT_WITHIN_S = 30.0
+CHECKPOINTS_MAX = 3
+SHORT_S = 1.0  # after a checkpoint that took longer there is much to write again
+DRAIN_WITHIN_S = 5.0  # a transaction that takes longer is ended by the stop
+HOLD_EVERY_S = 0.03
+HOLD_FOR_S = 15.0  # covers a stop that takes long; a roll-back and a new leader end it at once
+HOLD_TIMEOUT_S = 1.0
 STOP_WITHIN_S = 15.0
 CATCH_UP_WITHIN_S = 5.0
-ASK_EVERY_S = 0.03
+ASK_EVERY_S = 0.01
 ASK_TIMEOUT_S = 1.0
+GREET_TIMEOUT_S = 2.0
 HANDOVER_REASON = "switchover asked for by an operator"
+
+
+class Steps:
+    """How long each step took, for the history."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._clock = keeper.node.clock
+        self._since = self._clock.now()
+        self.taken: list[StepTaken] = []
+
+    def took(self, name: str) -> None:
+        now = self._clock.now()
+        self.taken.append(StepTaken(name=name, took_s=round(now - self._since, 3)))
+        self._since = now
 
 
 async def hand_over(keeper: Keeper, performer: Performer, action: Handover) -> None:
     """Errors are raised after the roll-back; the request is ended with what went wrong."""
     target = performer.peer(action.target)
-    keeper.node.routes_changed()
+    steps, hold = Steps(keeper), Holding(keeper, action)
     try:
-        async with asyncio.timeout(CHECKPOINT_WITHIN_S):
-            await keeper.driver.checkpoint()
+        await _checkpoint(keeper, hold)
+        steps.took("checkpointed")
+        await hold.drain()
+        steps.took("clients held")
+        keeper.closing(True)
         async with asyncio.timeout(STOP_WITHIN_S):
             await keeper.driver.stop()
             stopped = await keeper.driver.observe()
         keeper.engine = stopped
+        steps.took("stopped")
         await _wait_for(keeper, target, stopped.position)
-        await performer.release(term=action.term, target=action.target, reason=HANDOVER_REASON)
+        steps.took("target has everything")
+        await performer.release(
+            term=action.term, target=action.target, reason=HANDOVER_REASON, steps=tuple(steps.taken)
+        )
     except (MoorageError, TimeoutError, OSError) as error:
-        await _roll_back(keeper, performer, action, words(error))
+        try:
+            await _roll_back(keeper, performer, action, words(error))
+        finally:
+            await hold.end()
         raise
+    finally:
+        keeper.closing(False)
+
+
+async def _checkpoint(keeper: Keeper, hold: Holding) -> None:
+    """Until one is short. Before that the peers' agents are called, so that the way to them is open when it matters."""
+    await hold.greet()
+    async with asyncio.timeout(CHECKPOINT_WITHIN_S):
+        for _ in range(CHECKPOINTS_MAX):
+            begun = keeper.node.clock.now()
+            await keeper.driver.checkpoint()
+            if keeper.node.clock.now() - begun < SHORT_S:
+                break
+
+
+class Holding:
+    """The clients of all members, held for one switchover."""
+
+    def __init__(self, keeper: Keeper, action: Handover) -> None:
+        self._keeper = keeper
+        self._action = action
+        self._peers = keeper.view().peers
+
+    async def greet(self) -> None:
+        """The target makes ready. Who does not answer now is not waited for later."""
+        answers = await asyncio.gather(*(self._answers(peer) for peer in self._peers))
+        self._peers = tuple(peer for peer, answered in zip(self._peers, answers, strict=True) if answered)
+
+    async def _answers(self, peer: PeerMember) -> bool:
+        instance, target = self._keeper.ref.instance, peer.member == self._action.target
+        try:
+            await self._keeper.node.peers.position_of(instance, peer, timeout_s=GREET_TIMEOUT_S, about_to_lead=target)
+        except UnavailableError as error:
+            log.warning("clients_not_held", member=str(self._keeper.ref), peer=peer.member, why=str(error))
+            return False
+        return True
+
+    async def drain(self) -> None:
+        """Until all hold and nobody is at work any more, at most DRAIN_WITHIN_S."""
+        clock = self._keeper.node.clock
+        until = clock.now() + DRAIN_WITHIN_S
+        asked: tuple[PeerMember | None, ...] = (None, *self._peers)  # None = this member itself
+        while True:
+            answers = await asyncio.gather(*(self._ask(one, HOLD_FOR_S) for one in asked))
+            busy = {one: held.busy for one, held in zip(asked, answers, strict=True) if held.busy}
+            if not busy:
+                return
+            if clock.now() >= until:
+                log.warning("clients_not_drained", member=str(self._keeper.ref), sessions=sum(busy.values()))
+                return
+            asked = tuple(busy)
+            await asyncio.sleep(HOLD_EVERY_S)
+
+    async def end(self) -> None:
+        """Let all go on."""
+        await asyncio.gather(*(self._ask(one, 0.0) for one in (None, *self._peers)))
+
+    async def _ask(self, peer: PeerMember | None, for_s: float) -> HeldHere:
+        keeper, action = self._keeper, self._action
+        try:
+            if peer is None:
+                held = await keeper.answers.hold_clients(
+                    leader=keeper.ref.member, term=action.term, request_id=action.request_id, for_s=for_s
+                )
+            else:
+                asked = HoldAsked(leader=keeper.ref, term=action.term, request_id=action.request_id, for_s=for_s)
+                held = await keeper.node.peers.hold_clients(asked, peer, timeout_s=HOLD_TIMEOUT_S)
+        except MoorageError as error:
+            held = HeldHere(refusal=str(error))
+        if held.refusal:
+            who = peer.member if peer else keeper.ref.member
+            log.warning("clients_not_held", member=str(keeper.ref), peer=who, why=held.refusal)
+        return held
 
 
 async def _wait_for(keeper: Keeper, target: PeerMember, position: WalPosition) -> None:
@@ -53,8 +159,10 @@ async def _wait_for(keeper: Keeper, target: PeerMember, position: WalPosition) -
     last: WalPosition | None = None
     try:
         async with asyncio.timeout(CATCH_UP_WITHIN_S):
-            while last is None or last.lsn <= position.lsn:  # position is where the shutdown checkpoint begins
+            while True:
                 last = await keeper.node.peers.position_of(keeper.ref.instance, target, timeout_s=ASK_TIMEOUT_S)
+                if last.lsn > position.lsn:  # position is where the shutdown checkpoint begins
+                    return
                 await asyncio.sleep(ASK_EVERY_S)
     except TimeoutError as error:
         raise TimedOutError(

@@ -2,7 +2,8 @@
 
 All judgement is in the pure `decide`. The keeper adds only this: at most one long operation on the engine at a time,
 which a fence preempts; a guard of its own that fences when the lease runs out even if the loop hangs in a call; and a
-memory on disk of term and fence deadline, so that an agent that comes back finds the same limits in force.
+memory on disk of term and fence deadline, so that an agent that comes back finds the same limits in force. Beside it:
+`facts` since when things are so, `answers` to the other members' agents, `housekeeping` in quiet moments.
 
 A member of an instance stays as it is while the hub is away; what was pulled last is what is wanted.
 """
@@ -10,64 +11,42 @@ A member of an instance stays as it is while the hub is away; what was pulled la
 from __future__ import annotations
 
 import asyncio
-import shutil
-from dataclasses import dataclass, field, replace
-from typing import assert_never
+from dataclasses import replace
 
 from agent.context import NodeContext
 from agent.engines.base import Engine as EngineDriver
 from agent.ha import report
 from agent.ha.actions import Decision
+from agent.ha.answers import Answers
 from agent.ha.decide import decide
-from agent.ha.election import may_grant
-from agent.ha.leaseclock import LeaseClock, Vouching
+from agent.ha.facts import Facts
+from agent.ha.following import serves_log
+from agent.ha.hold import in_force
+from agent.ha.housekeeping import Housekeeping
+from agent.ha.leaseclock import LeaseClock
 from agent.ha.operations import Operations
 from agent.ha.performer import Performer
-from agent.ha.syncset import Settling, settle
-from agent.ha.view import Engine, EngineState, Fork, OperationKind, View
+from agent.ha.takeover import Takeover, acknowledges
+from agent.ha.view import Engine, EngineState, OperationKind, View
 from agent.heartbeat import Leaders
 from agent.local import Memory
 from agent.peer import position_message
-from agent.reconcile import Observed, Step, reconcile
 from agent.routing import CLIENT_MARGIN_S, LeaderTrust, route_of
 from core.errors import MoorageError, words
 from core.ids import MemberRef
 from core.log import EventLog
-from core.positions import Lsn, WalPosition
-from core.records import InstanceView, MemberDesired, MemberSecrets, ReplicationMode, SyncRecord
+from core.positions import Lsn
+from core.records import InstanceView, MemberDesired, MemberSecrets, ReplicationMode
 from core.routes import Route
 from core.status import Role
-from protos.v1 import agent_pb2, peer_pb2
+from protos.v1 import agent_pb2
 from protos.v1.common_pb2 import MemberId
 
 log = EventLog("agent.keeper")
 OBSERVE_TIMEOUT_S = 5.0  # the engine's own query limits are shorter; this one is for a hung file system
 TURN_MIN_S = 0.02  # between two turns, however many wakes come
-CONVERGE_TIMEOUT_S = 60.0
+FRESH_TURN_S = 0.002  # after an action that was not asked for the turn before: what follows it is decided at once
 STUCK_TURNS_TTL = 2.0  # a loop that has not turned for so many TTLs leads no more
-
-
-@dataclass(slots=True)
-class Facts:
-    """What this keeper remembers between turns; all of it is lost without harm when the agent ends."""
-
-    promised_until: float = 0.0  # to a primary over the peer port
-    vouching: Vouching = field(default_factory=Vouching)  # the promises seen from the proxy's side
-    all_granted: int = 0  # this primary's last question that every member granted
-    asked_peers_at: float = 0.0
-    leaderless_since: float = 0.0
-    ballot_position: WalPosition = field(default_factory=WalPosition)
-    standing_until: float = 0.0  # an Acquire may still take effect before
-    probed_at: float = 0.0
-    forks: tuple[Fork, ...] = ()  # of the timeline of `forks_of`
-    forks_of: str = ""
-    fenced_at: float = 0.0
-    streamed_at: float | None = None
-    not_streaming_since: float = 0.0
-    switchover_since: float = 0.0
-    sync_sent: SyncRecord | None = None  # in the term `sync_sent_in`
-    sync_sent_in: int = 0
-    settling: Settling | None = None
 
 
 class Keeper:
@@ -99,18 +78,23 @@ class Keeper:
             renewed_at=self.memory.renewed_at,
             fence_at=self.memory.fence_at,
             ttl_s=node.lease.ttl_s,
+            spent=self.memory.spent,
         )
         self.engine = Engine(state=EngineState.STOPPED)
         self.operations = Operations(node.clock, self.wake)
         self.performer = Performer(self)
+        self.housekeeping = Housekeeping(self)
+        self.answers = Answers(self)
+        self.troubles = report.Troubles()
         self.deleted = False
         self._decision: Decision | None = None
         self._wake = asyncio.Event()
         self._guard_wake = asyncio.Event()
+        self._was_writable = False
+        self._looked = asyncio.Condition()
+        self._looks_begun = 0  # number of the look under way or last ended
+        self._looks_ended = 0
         self._turned_at = node.clock.now()
-        self._settled: tuple[object, ...] = ()
-        self._settled_generation = 0
-        self._settled_at = 0.0
         self._watching_death = False
         self.observed = False  # the engine has been looked at since this agent started
         self.unwanted = asyncio.Event()  # the hub lists this member no more
@@ -120,6 +104,8 @@ class Keeper:
     def update(self, desired: MemberDesired, secrets: MemberSecrets, view: InstanceView | None) -> None:
         """A new desired state or view was pulled."""
         before = self.instance.leader if self.instance else None
+        if desired != self.desired:
+            self.operations.try_again()
         self.desired, self.secrets = desired, secrets
         self.instance = view or self.instance
         if self.instance is not None and self.instance.leader not in (None, before):
@@ -139,28 +125,23 @@ class Keeper:
     def wake(self) -> None:
         self._wake.set()
 
-    # --- peers' questions (agent.peer.Answerer) -----------------------------------------------------------------------
+    async def next_look(self) -> None:
+        """Until a look at the engine that begins from now on has ended."""
+        wanted = self._looks_begun + 1
+        self.wake()
+        async with self._looked:
+            await self._looked.wait_for(lambda: self._looks_ended >= wanted)
 
-    def member_nodes(self) -> frozenset[str]:
-        return frozenset(member.node for member in self.instance.members) if self.instance else frozenset()
+    async def verifiers(self, users: list[str]) -> dict[str, str | None]:
+        """By what the engine checks these users' passwords; MoorageError when it does not answer."""
+        return await self.driver.verifiers(users)
 
-    def grant_failsafe(self, *, primary: str, term: int, promise_s: float, ask: int, all_granted: int) -> str:
-        """The rule is `election.may_grant`; a grant is remembered before it is given."""
-        now = self.node.clock.now()
-        refusal = may_grant(self.view(), asker=primary, term=term, standing=now < self.facts.standing_until, now=now)
-        if not refusal:
-            self.facts.promised_until = max(self.facts.promised_until, now + promise_s)
-            self.facts.vouching.granted(primary, term, ask=ask, all_granted=all_granted, promise_s=promise_s, now=now)
-            self.node.routes_changed()
-        return refusal
-
-    def member_status(self) -> peer_pb2.MemberStatusResponse:
-        state, _reason, _message = report.member_state(self)
-        return peer_pb2.MemberStatusResponse(
-            state=report.STATE_TO_WIRE[state],
-            role=report.ROLE_TO_WIRE[self.engine.role],
-            position=position_message(self.engine.position),
-        )
+    def closing(self, closing: bool) -> None:
+        """A handover begins or ends to stop the engine: its clients have no primary from now on."""
+        self.facts.closing = closing
+        self.node.routes_changed()
+        if closing:
+            self._report()
 
     # --- lease --------------------------------------------------------------------------------------------------------
 
@@ -169,13 +150,17 @@ class Keeper:
         told = leaders.get(self.ref.instance)
         if told is None or told.member != self.ref.member:
             return
-        record = self.instance.leader if self.instance else None
-        if told.term == self.lease.lease().term:
-            self.lease.renewed(sent_at, self.node.lease.ttl_s)
-        elif record is not None and record.term == told.term and record.lease_id == self.node.lease.lease_id:
-            # Led before the agent was restarted, or an Acquire whose answer was lost: the renewal proves it is held.
+        record, lease_id = self.instance.leader if self.instance else None, self.node.lease.lease_id
+        held = self.lease.lease().term
+        if record is not None and record.term == told.term and record.lease_id == lease_id:
+            # The key hangs on the very lease that was confirmed: also what was led before this agent was restarted, or
+            # by promises alone, or by an Acquire whose answer was lost, is held by it.
             self.lease.acquired(told.term, sent_at, self.node.lease.ttl_s)
-            log.info("leadership_resumed", instance=str(self.ref.instance), term=told.term)
+            self.facts.lease_id = lease_id
+            if held != told.term:
+                log.info("leadership_resumed", instance=str(self.ref.instance), term=told.term)
+        elif told.term == held and self.facts.lease_id == lease_id:
+            self.lease.renewed(sent_at, self.node.lease.ttl_s)
         self.remember_lease()
 
     def lease_gone(self) -> None:
@@ -186,7 +171,7 @@ class Keeper:
     def remember_lease(self) -> None:
         """After every change of the lease clock: disk, guard and routes follow."""
         lease = self.lease.lease()
-        self._remember(
+        self.remember(
             replace(
                 self.memory,
                 term=lease.term,
@@ -211,7 +196,7 @@ class Keeper:
                 guard.cancel()
                 await self.operations.cancel()
             if not self.deleted:
-                await self._let_go()
+                await self.housekeeping.let_go()
         finally:
             stop_listening()
             await asyncio.shield(self.driver.aclose())
@@ -228,18 +213,31 @@ class Keeper:
         if self.engine.state in (EngineState.RUNNING, EngineState.STARTING, EngineState.UNRESPONSIVE):
             self._watch_death(group)
         now = self.node.clock.now()
-        self._note_since_when(now)
+        self.facts.note(self.engine, self.instance, now, upstream=self.desired.upstream)
+        self._note_followed(now)
+        self._tell_if_opened(now)
         decision = decide(self.view(), now)
-        self._log(decision)
+        fresh = self._log(decision) and bool(decision.actions)
         for action in decision.actions:
             await self.performer.perform(action)
         if not decision.actions and not self.operations.kind:
-            await self._housekeeping()
+            await self.housekeeping.look()
         self._report()
-        await self._sleep_until(decision.wake_at)
+        await self._sleep_until(decision.wake_at, at_least_s=FRESH_TURN_S if fresh else TURN_MIN_S)
 
-    async def _sleep_until(self, wake_at: float) -> None:
-        await asyncio.sleep(TURN_MIN_S)
+    def _tell_if_opened(self, now: float) -> None:
+        """Before anything else is done: clients wait for the new route, here and at every other node."""
+        takeover, engine = self.takeover(), self.engine
+        if takeover is not None and engine.state is EngineState.RUNNING and engine.role is Role.PRIMARY:
+            takeover.seen_primary(now, acknowledges=acknowledges(engine.sync))
+        writable = self.writable()
+        if writable is not self._was_writable:
+            self._was_writable = writable
+            self.node.routes_changed()
+            self._report()
+
+    async def _sleep_until(self, wake_at: float, *, at_least_s: float) -> None:
+        await asyncio.sleep(at_least_s)
         pause_s = max(0.0, wake_at - self.node.clock.now())
         try:
             async with asyncio.timeout(pause_s):
@@ -249,7 +247,7 @@ class Keeper:
 
     def view(self) -> View:
         """Everything `decide` rests on, as of now."""
-        facts = self.facts
+        facts, takeover = self.facts, self.takeover()
         return View(
             me=self.ref.member,
             desired=self.desired,
@@ -270,18 +268,37 @@ class Keeper:
             followed_term=self.memory.followed_term,
             fenced_at=facts.fenced_at,
             not_streaming_since=facts.not_streaming_since,
+            upstream_failed_at=facts.upstream_failed_at,
             probed_at=facts.probed_at,
             switchover_since=facts.switchover_since,
+            forced_since=facts.forced_since,
+            acquired_at=takeover.acquired_at if takeover else 0.0,
+            opened_at=takeover.opened_at if takeover else 0.0,
+            opening_told=takeover is not None and takeover.told,
             sync_sent=facts.sync_sent if facts.sync_sent_in == self.lease.lease().term else None,
             sync_base=facts.settling.base if facts.settling else Lsn(),
         )
 
+    def takeover(self) -> Takeover | None:
+        """Of the term that is held now."""
+        takeover = self.facts.takeover
+        return takeover if takeover is not None and takeover.term == self.lease.lease().term else None
+
     def _hand_to_driver(self) -> None:
-        self.driver.update(self.desired, self.secrets)
+        self.driver.update(self.desired_of_engine(), self.secrets)
         if self.instance is not None:
             self.driver.set_peers(tuple(m for m in self.instance.members if m.member != self.ref.member))
 
+    def desired_of_engine(self) -> MemberDesired:
+        """An engine opens by the mode it is told: it acknowledges alone only when the record, too, says async. While
+        the mode is being changed to async, the record still claims that standbys have everything."""
+        replication, recorded = self.desired.replication, self.recorded_mode()
+        if replication.mode != "async" or recorded == "async":
+            return self.desired
+        return replace(self.desired, replication=replace(replication, mode=recorded))
+
     async def _observe(self) -> None:
+        self._looks_begun += 1
         try:
             async with asyncio.timeout(OBSERVE_TIMEOUT_S):
                 seen = await self.driver.observe()
@@ -294,9 +311,15 @@ class Keeper:
             seen,
             leader_forks=self.facts.forks if leader and leader.member == self.facts.forks_of else (),
             failure=operations.failure or seen.failure,
+            failed=operations.failed,
             retry_at=max(operations.retry_at, seen.retry_at),
             failed_starts=max(operations.failures, seen.failed_starts),
+            broken=operations.broken or seen.broken,
+            hindered=operations.hindered,
         )
+        async with self._looked:
+            self._looks_ended = self._looks_begun
+            self._looked.notify_all()
 
     def _watch_death(self, group: asyncio.TaskGroup) -> None:
         if self._watching_death:
@@ -311,23 +334,6 @@ class Keeper:
 
         group.create_task(watch(), name=f"death of {self.ref}")
 
-    def _note_since_when(self, now: float) -> None:
-        """What the rules ask the age of."""
-        facts, engine, instance = self.facts, self.engine, self.instance
-        leaderless = instance is not None and instance.leader is None
-        facts.leaderless_since = (facts.leaderless_since or now) if leaderless else 0.0
-        asked = instance is not None and instance.ha.switchover is not None
-        facts.switchover_since = (facts.switchover_since or now) if asked else 0.0
-        apart = engine.state is EngineState.RUNNING and engine.role is Role.REPLICA and not engine.streaming
-        facts.not_streaming_since = (facts.not_streaming_since or now) if apart else 0.0
-        if engine.state is EngineState.RUNNING:
-            facts.fenced_at = 0.0
-        if engine.streaming:
-            facts.streamed_at = now
-        self._note_followed(now)
-        primary = engine.state is EngineState.RUNNING and engine.role is Role.PRIMARY
-        facts.settling = settle(facts.settling, engine.sync, engine.position.lsn, now) if primary else None
-
     def _note_followed(self, now: float) -> None:
         """The term whose log is being written or received at this moment."""
         lease, leader = self.lease.lease(), self.instance.leader if self.instance else None
@@ -336,17 +342,26 @@ class Keeper:
             return
         if engine.role is Role.PRIMARY and lease.term and now < lease.fence_at:
             self.follows_term(lease.term)
-        elif engine.role is Role.REPLICA and engine.streaming and leader and engine.upstream == leader.member:
+        elif engine.role is Role.REPLICA and engine.streaming and leader and self._is_of(leader.member):
             self.follows_term(leader.term)
+
+    def _is_of(self, leader: str) -> bool:
+        """The stream is the leader's, directly or through a replica of it."""
+        upstream = self.engine.upstream
+        if upstream == leader:
+            return True
+        view, known = self.view(), self.view().peer(leader)
+        same = known is not None and known.timeline == self.engine.position.timeline
+        return same and upstream == self.desired.upstream and serves_log(view, upstream, leader)
 
     def follows_term(self, term: int) -> None:
         """The data is of this term's log from now on. Kept durably: it decides whether timelines can be compared."""
         if self.memory.followed_term is None or term > self.memory.followed_term:
-            self._remember(replace(self.memory, followed_term=term), durable=True)
+            self.remember(replace(self.memory, followed_term=term), durable=True)
 
     def voted(self, term: int) -> None:
         """A ballot for the election of `term` is about to be sent."""
-        self._remember(replace(self.memory, ballot_term=term, ballot_store=self.node.store_id), durable=True)
+        self.remember(replace(self.memory, ballot_term=term, ballot_store=self.node.store_id), durable=True)
 
     def known_term(self) -> int:
         """Of the leader, as the hub told."""
@@ -357,93 +372,25 @@ class Keeper:
         """The mode on record, which a new leader's record keeps."""
         return self.instance.ha.sync.mode if self.instance else "async"
 
-    def _remember(self, memory: Memory, *, durable: bool = False) -> None:
+    def remember(self, memory: Memory, *, durable: bool = False) -> None:
         self.memory = memory
         if self.dir.exists():
             self.node.files.keep_memory(self.dir, memory, durable=durable)
 
-    def _log(self, decision: Decision) -> None:
-        """Once for each new decision, not for each repetition of it."""
+    @property
+    def decision(self) -> Decision | None:
+        """The last one; None before the first."""
+        return self._decision
+
+    def _log(self, decision: Decision) -> bool:
+        """Once for each new decision, not for each repetition of it. Whether it is new."""
         last, self._decision = self._decision, decision
         if last is not None and _gist(last) == _gist(decision):
-            return
+            return False
         emit = log.warning if decision.severity == "warning" else log.info
         names = ",".join(type(action).__name__ for action in decision.actions)
         emit("decided", member=str(self.ref), reason=decision.reason.value, detail=decision.detail, actions=names)
-
-    # --- what is not leadership ---------------------------------------------------------------------------------------
-
-    async def _housekeeping(self) -> None:
-        """Quiet moment: deletion, restart, settings, as `reconcile` says."""
-        now = self.node.clock.now()
-        observed = Observed(
-            state=self.engine.state,
-            role=self.engine.role,
-            leads=self._leads(),
-            writable=self.writable(),
-            restart_id=self.memory.restart_id,
-            settled=self._settled == self._settings_wanted(),
-            settled_at=self._settled_at,
-        )
-        step = reconcile(self.desired, observed, now)
-        match step:
-            case Step.NOTHING:
-                pass
-            case Step.DESTROY:
-                await self._destroy()
-            case Step.RESTART:
-                self.performer.restart()
-            case Step.CONVERGE:
-                await self._converge()
-            case _:
-                assert_never(step)
-
-    def _leads(self) -> bool:
-        leader = self.instance.leader if self.instance else None
-        return leader is not None and leader.member == self.ref.member
-
-    def _settings_wanted(self) -> tuple[object, ...]:
-        """Everything that `driver.converge` depends on."""
-        members = self.instance.members if self.instance else ()
-        peers = tuple((m.member, m.node, m.address, m.engine_tls) for m in members)
-        return (self.desired, self.secrets, peers, self.engine.role, self.lease.lease().term)
-
-    async def _destroy(self) -> None:
-        try:
-            async with asyncio.timeout(CONVERGE_TIMEOUT_S):
-                await self.driver.destroy()
-                await asyncio.to_thread(shutil.rmtree, self.dir, ignore_errors=True)
-        except (TimeoutError, OSError, MoorageError) as error:
-            self.operations.note_failure(f"cannot delete: {words(error)}")
-            return
-        self.deleted = True
-        self.node.reporter.event("member_deleted", str(self.ref), f"nothing of it is left on {self.node.config.node}")
-
-    async def _converge(self) -> None:
-        wanted = self._settings_wanted()
-        generation = self.desired.generation
-        try:
-            async with asyncio.timeout(CONVERGE_TIMEOUT_S):
-                done = await self.driver.converge()
-        except (TimeoutError, OSError, MoorageError) as error:
-            log.warning("converge_failed", member=str(self.ref), error=words(error))
-            self.operations.note_failure(f"settings: {words(error)}")
-            return
-        if done:
-            self._settled, self._settled_at = wanted, self.node.clock.now()
-            self._settled_generation = generation
-            self.operations.note_success()
-            if not self.memory.prepared:
-                self._remember(replace(self.memory, prepared=True))
-
-    async def _let_go(self) -> None:
-        """Not wanted here any more, but never told to delete: stop, keep the data, say so."""
-        log.warning("member_not_wanted", member=str(self.ref), data=str(self.dir))
-        try:
-            async with asyncio.timeout(CONVERGE_TIMEOUT_S):
-                await self.driver.stop()
-        except (TimeoutError, OSError, MoorageError) as error:
-            log.error("stop_failed", member=str(self.ref), error=words(error))
+        return True
 
     # --- what is told to others ---------------------------------------------------------------------------------------
 
@@ -455,7 +402,8 @@ class Keeper:
             and self.engine.role is Role.PRIMARY
             and lease.term > 0
             and self.node.clock.now() < lease.fence_at
-            and self.operations.kind not in (OperationKind.FENCE, OperationKind.HANDOVER, OperationKind.STOP)
+            and self.operations.kind not in (OperationKind.FENCE, OperationKind.STOP)
+            and not self.facts.closing
         )
 
     def route(self) -> Route:
@@ -465,7 +413,8 @@ class Keeper:
             trust = LeaderTrust(term=lease.term, member=self.ref.member, until=lease.fence_at)
         else:
             trust = self._trust_in_others()
-        return route_of(self.desired, self.instance, writable_here=self.writable(), trust=trust)
+        paused = in_force(self.facts.hold, self.instance, self.node.clock.now())
+        return route_of(self.desired, self.instance, writable_here=self.writable(), trust=trust, paused=paused)
 
     def _trust_in_others(self) -> LeaderTrust:
         told = self.node.leaders.get(self.ref.instance)
@@ -479,7 +428,8 @@ class Keeper:
         return max(by_hub, vouched, key=lambda trust: trust.until)
 
     def _report(self) -> None:
-        self.node.reporter.state(self.ref, report.observed(self, self._settled_generation))
+        self.node.reporter.state(self.ref, report.observed(self, self.housekeeping.settled_generation))
+        self.troubles.tell(self)
 
     def sample(self) -> agent_pb2.MemberSample:
         """For the heartbeat."""
@@ -498,11 +448,13 @@ class Keeper:
     def decided_because(self) -> str:
         """The sentence of the last decision, for the history."""
         decision = self._decision
-        return f"{decision.reason.value} {decision.detail}".strip() if decision else ""
+        if decision is None:
+            return ""
+        return f"{decision.reason.value} ({decision.detail})" if decision.detail else decision.reason.value
 
     def restarted(self, restart_id: int) -> None:
         """The engine was stopped for this restart; it is carried out once."""
-        self._remember(replace(self.memory, restart_id=restart_id))
+        self.remember(replace(self.memory, restart_id=restart_id))
 
     # --- the guard ----------------------------------------------------------------------------------------------------
 

@@ -23,22 +23,37 @@ from agent.ha.actions import (
     Release,
     StartPrimary,
     StartReplica,
+    TellOpened,
 )
 from agent.ha.election import could_succeed
-from agent.ha.premises import SOON_S, act, hub_is_silent, is_confirmed, may_ask_peers, retries_later, waits
+from agent.ha.premises import (
+    SOON_S,
+    act,
+    forced_away,
+    hub_is_silent,
+    is_confirmed,
+    may_ask_peers,
+    retries_later,
+    waits,
+)
 from agent.ha.syncset import Apply, Candidate, CatchUp, Record, TooFew, next_step
-from agent.ha.view import EngineState, Standby, View
+from agent.ha.view import EngineState, OperationKind, Standby, View
 from core.records import HaRecord, PeerMember, SwitchoverRequest
 from core.status import MemberState, Role
 
 HANDOVER_LAG_BYTES = 1 << 20  # a target further behind would make clients wait for it to catch up
+AT_ONCE_S = 0.02
+NEW_S = 10.0
 SWITCHOVER_WAIT_S = 30.0  # for a target that does not stream, or is too far behind
+_OPENING = frozenset({OperationKind.START, OperationKind.PROMOTE, OperationKind.INITIALISE})
 _SERVING = frozenset({MemberState.RUNNING, MemberState.LAGGING, MemberState.STARTING})
 
 
 def lead(view: View, now: float) -> Decision:
     """`view` shows a member that holds the leadership."""
     engine = view.engine
+    if forced_away(view):  # its engine is down: `decide` fences before anything else
+        return act(Release(view.lease.term), Reason.FORCED_AWAY, now, f"term {view.lease.term}", warning=True)
     match engine.state:
         case EngineState.ABSENT:
             return _without_data(view, now)
@@ -73,7 +88,7 @@ def _without_data(view: View, now: float) -> Decision:
 
 def _down(view: View, now: float) -> Decision:
     engine, term = view.engine, view.lease.term
-    crashed = engine.state is EngineState.CRASHED or view.fenced_at > 0 or engine.failed_starts > 0
+    crashed = engine.state is EngineState.CRASHED or view.fenced_at > 0 or engine.failed in _OPENING
     if crashed and _should_give_up(view):
         return act(Release(term), Reason.GIVES_UP_CRASHED, now, engine.failure, warning=True)
     delayed = _promised(view, now) or retries_later(view, now)
@@ -91,7 +106,7 @@ def _should_give_up(view: View) -> bool:
 
 def _to_be_promoted(view: View, now: float) -> Decision:
     engine, term = view.engine, view.lease.term
-    if engine.failed_starts > 0 and _should_give_up(view):
+    if engine.failed is OperationKind.PROMOTE and _should_give_up(view):
         return act(Release(term), Reason.GIVES_UP_CRASHED, now, engine.failure, warning=True)
     delayed = _promised(view, now) or retries_later(view, now)
     return delayed or act(Promote(term), Reason.PROMOTES, now, f"term {term}")
@@ -115,7 +130,7 @@ def _primary(view: View, now: float) -> Decision:
         return waits(view, now, Reason.STEADY_PRIMARY, "the hub does not answer", warning=True)
     if not is_confirmed(view):
         return waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
-    duties = [_identity(view, now), _switchover(view, now), _sync_set(view, now)]
+    duties = [_identity(view, now), _switchover(view, now), _sync_set(view, now), _opening(view, now)]
     pending = [duty for duty in duties if duty is not None]
     steady = waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
     # A duty that only waits holds up no other.
@@ -127,6 +142,12 @@ def _identity(view: View, now: float) -> Decision | None:
         return None
     action = RecordSystemId(view.lease.term, view.engine.system_id)
     return act(action, Reason.RECORDS_IDENTITY, now, view.engine.system_id)
+
+
+def _opening(view: View, now: float) -> Decision | None:
+    if not view.opened_at or view.opening_told:
+        return None
+    return act(TellOpened(view.lease.term), Reason.TELLS_OPENED, now, f"term {view.lease.term}")
 
 
 # --- switchover ------------------------------------------------------------------------------------------------------
@@ -215,6 +236,7 @@ def _sync_set(view: View, now: float) -> Decision | None:
         candidates=[
             Candidate(member=peer.member, flushed=standby.flushed, priority=peer.priority)
             for standby, peer in _standbys(view)
+            if not peer.upstream  # it streams from here for want of a better one only
         ],
     )
     match step:
@@ -227,9 +249,15 @@ def _sync_set(view: View, now: float) -> Decision | None:
         case CatchUp(names=names):
             return waits(view, now, Reason.SYNC_CATCHES_UP, _names(names), until=now + SOON_S)
         case TooFew(wanted=wanted, streaming=streaming):
-            # Clients wait for this very moment, so it is looked for often.
+            # Clients wait for this very moment, so it is looked for often: most of all when the others turn to this
+            # leader for the first time.
             detail = f"{streaming} of {wanted}"
-            return waits(view, now, Reason.TOO_FEW_STANDBYS, detail, until=now + SOON_S, warning=True)
+            until = now + (AT_ONCE_S if _is_new(view, now) else SOON_S)
+            return waits(view, now, Reason.TOO_FEW_STANDBYS, detail, until=until, warning=True)
+
+
+def _is_new(view: View, now: float) -> bool:
+    return not view.opened_at and now - view.acquired_at < NEW_S
 
 
 def _names(names: tuple[str, ...]) -> str:

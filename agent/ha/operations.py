@@ -1,15 +1,20 @@
 """The one long operation a member may have under way, and how its failures are paced.
 
 A failed operation is not tried again before `retry_at`; the pause doubles from one to sixty seconds, so that nothing
-restarts blindly in a loop, and `failure` says what happened until something succeeds.
+restarts blindly in a loop, and `failure` says what happened until something succeeds. Where the reason is known it says
+how to go on (`agent.engines.troubles`): what only waits for something outside is looked at without growing pauses, for
+a look costs nothing and the engine is not started by it; and an engine whose data cannot be used is not started again
+after a few tries, until somebody changes something (`try_again`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from agent.engines.troubles import TRIES_WITHOUT_COPY, Cure, Diagnosis, diagnosis_of
 from agent.ha.view import Operation, OperationKind
 from core.clock import Clock
 from core.errors import MoorageError, words
@@ -18,6 +23,8 @@ from core.log import EventLog
 log = EventLog("agent.operations")
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
+LOOK_AGAIN_MAX_S = 5.0  # for what only waits for something outside: room on a disk, a free port
+_STARTS = frozenset({OperationKind.START, OperationKind.PROMOTE})
 
 
 class Operations:
@@ -30,6 +37,8 @@ class Operations:
         self._task: asyncio.Task[None] | None = None
         self._operation: Operation | None = None
         self.failure = ""
+        self.failed: OperationKind | None = None
+        self.diagnosis: Diagnosis | None = None  # of the last failure, when its reason is known
         self.failures = 0
         self.retry_at = 0.0
 
@@ -61,15 +70,40 @@ class Operations:
         self._task = None
         self._operation = None
 
-    def note_failure(self, what: str) -> None:
+    def note_failure(self, what: str, *, kind: OperationKind | None = None, diagnosis: Diagnosis | None = None) -> None:
         self.failures += 1
-        self.failure = what
-        self.retry_at = self._clock.now() + min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** (self.failures - 1))
+        self.failure, self.failed, self.diagnosis = what, kind, diagnosis
+        pause_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** (self.failures - 1))
+        if self.hindered:
+            pause_s = min(pause_s, LOOK_AGAIN_MAX_S)
+        if self.given_up:
+            pause_s = math.inf
+        self.retry_at = self._clock.now() + pause_s
+
+    @property
+    def broken(self) -> bool:
+        """The engine did not start because its data cannot be used."""
+        return self.failed in _STARTS and self.diagnosis is not None and self.diagnosis.cure is Cure.COPY
+
+    @property
+    def hindered(self) -> bool:
+        """What failed waits for something outside the engine."""
+        return self.diagnosis is not None and self.diagnosis.cure is Cure.LOOK
+
+    @property
+    def given_up(self) -> bool:
+        """It is not started again by itself: the data stays as it is, however often it is tried."""
+        return self.broken and self.failures >= TRIES_WITHOUT_COPY
 
     def note_success(self) -> None:
         self.failures = 0
-        self.failure = ""
+        self.failure, self.failed, self.diagnosis = "", None, None
         self.retry_at = 0.0
+
+    def try_again(self) -> None:
+        """Somebody has changed something: what failed before may succeed now."""
+        self.retry_at = min(self.retry_at, self._clock.now())
+        self.failures = min(self.failures, 1)
 
     async def _run(self, kind: OperationKind, work: Coroutine[Any, Any, None], subject: str) -> None:
         begun = self._clock.now()
@@ -78,8 +112,10 @@ class Operations:
         try:
             await work
         except (MoorageError, OSError, TimeoutError) as error:
-            self.note_failure(f"{kind.value}: {words(error)}")
-            log.error("operation_failed", kind=kind.value, member=subject, error=words(error))
+            diagnosis = diagnosis_of(error)
+            self.note_failure(f"{kind.value}: {words(error)}", kind=kind, diagnosis=diagnosis)
+            reason = diagnosis.trouble.value if diagnosis is not None else ""
+            log.error("operation_failed", kind=kind.value, member=subject, reason=reason, error=words(error))
         else:
             self.note_success()
             log.info("operation_done", kind=kind.value, member=subject, took_s=round(self._clock.now() - begun, 3))

@@ -31,13 +31,15 @@ from agent.ha.actions import (
     StartPrimary,
     StartReplica,
     Stop,
+    TellOpened,
 )
 from agent.ha.leaseclock import ASK_TIMEOUT_S
+from agent.ha.takeover import Takeover, told_at_acquire
 from agent.ha.view import OperationKind
 from agent.peer import Question, position_message
 from core.errors import ConflictError, MoorageError, words
 from core.log import EventLog
-from core.records import Ballot, PeerMember, SyncRecord, to_json
+from core.records import Ballot, LeadershipChange, PeerMember, StepTaken, SyncRecord, to_json
 from core.status import Role
 from protos.v1 import agent_pb2 as pb
 from protos.v1.common_pb2 import MemberId
@@ -90,9 +92,11 @@ class Performer:
                 case ApplySync():
                     await self._keeper.driver.apply_sync(action.sync)
                 case Follow():
-                    await self._follow(action.leader)
+                    await self._follow(action.upstream)
                 case Detach():
                     await self._keeper.driver.follow(None)
+                case TellOpened():
+                    await self._tell_opened(action.term)
                 case AskPeers():
                     await self._ask_peers(action.term)
                 case ProbeTimeline():
@@ -151,16 +155,22 @@ class Performer:
     async def _promote(self, term: int) -> None:
         # Before the engine can take a write it must know to wait for standbys, or that it need not: the sync set of a
         # new leader is only itself, and strict modes let commits wait until the record names standbys.
-        mode = self._keeper.desired.replication.mode
-        await self._keeper.driver.apply_sync(SyncRecord(mode=mode, k=0, names=()))
-        await self._keeper.driver.promote()
+        # While the mode is being changed to async, the record still claims that standbys have everything.
+        wanted, recorded = self._keeper.desired.replication.mode, self._keeper.recorded_mode()
+        mode = recorded if wanted == "async" else wanted
+        await self._keeper.driver.promote(SyncRecord(mode=mode, k=0, names=()))
         self._node.reporter.event("promoted", str(self._keeper.ref), f"primary in term {term}")
 
     async def _clone(self, source: PeerMember) -> None:
-        term = self._keeper.known_term()
-        await self._keeper.driver.clone(source)
-        self._keeper.follows_term(term)
-        await self._keeper.driver.start_replica(source)
+        """From a replica only with the leader's leave: whom the leader does not know, it does not let in."""
+        keeper, term = self._keeper, self._keeper.known_term()
+        leader = keeper.instance.leader.member if keeper.instance and keeper.instance.leader else source.member
+        if leader != source.member:
+            await keeper.driver.timeline_forks(self.peer(leader))
+        await keeper.driver.clone(source)
+        keeper.follows_term(term)
+        upstream = source.member if source.member == keeper.desired.upstream else leader
+        await keeper.driver.start_replica(self.peer(upstream))
 
     async def _rejoin(self, leader: PeerMember, *, anew: bool) -> None:
         term = self._keeper.known_term()
@@ -211,12 +221,14 @@ class Performer:
             sent_at = self._node.clock.now()
             # An answer that is lost may still take effect: meanwhile nobody else is promised anything.
             keeper.facts.standing_until = sent_at + 2 * HUB_TIMEOUT_S
+            leaderless_since = keeper.facts.leaderless_since
             request = pb.AcquireRequest(
                 id=self._id(),
                 after_term=action.after_term,
                 lease_id=lease.lease_id,
                 reason=reason,
                 position=position_message(keeper.engine.position),
+                told_json=self._told(sent_at - leaderless_since if leaderless_since else 0.0),
             )
             answer = await self._node.link.call(lambda stub: stub.Acquire, request, timeout_s=HUB_TIMEOUT_S)
             keeper.facts.standing_until = 0.0
@@ -227,17 +239,44 @@ class Performer:
             log.info("acquire_refused", member=str(keeper.ref), leader=answer.leader, term=answer.term)
             return
         keeper.lease.acquired(answer.term, sent_at, lease.ttl_s)
+        keeper.facts.lease_id = answer.lease_id
+        keeper.facts.takeover = Takeover(
+            term=answer.term, leaderless_since=leaderless_since, acquired_at=self._node.clock.now()
+        )
         keeper.remember_lease()
         # The transaction that made it the leader has written exactly this record: no need to send it once more.
         keeper.facts.sync_sent = SyncRecord(mode=keeper.recorded_mode())
         keeper.facts.sync_sent_in = answer.term
         self._node.kick_heartbeat()
+        keeper.wake()
         log.info("leadership_acquired", member=str(keeper.ref), term=answer.term)
+
+    def _told(self, leaderless_s: float) -> bytes:
+        """For the history."""
+        keeper, instance = self._keeper, self._keeper.instance
+        assert instance is not None, "nobody stands for an unknown instance"
+        told = told_at_acquire(
+            instance.ha,
+            instance.ballots,
+            me=keeper.ref.member,
+            position=keeper.engine.position,
+            leaderless_s=leaderless_s,
+        )
+        return to_json(told)
+
+    async def _tell_opened(self, term: int) -> None:
+        keeper, takeover = self._keeper, self._keeper.takeover()
+        if takeover is None:
+            return
+        takeover.told = True  # whatever becomes of it: it is only for people
+        opened = LeadershipChange(term=term, member=keeper.ref.member, reason="", steps=takeover.steps())
+        request = pb.UpdateHaRequest(id=self._id(), term=term, opened_json=to_json(opened))
+        await self._node.link.call(lambda stub: stub.UpdateHa, request, timeout_s=HUB_TIMEOUT_S)
 
     async def _release(self, action: Release) -> None:
         await self.release(term=action.term, target=action.handover, reason=self._keeper.decided_because())
 
-    async def release(self, *, term: int, target: str, reason: str) -> None:
+    async def release(self, *, term: int, target: str, reason: str, steps: tuple[StepTaken, ...] = ()) -> None:
         """Give the leadership up; the caller has seen to it that the engine accepts no writes."""
         keeper = self._keeper
         request = pb.ReleaseRequest(
@@ -246,6 +285,7 @@ class Performer:
             handover=target,
             reason=reason,
             position=position_message(keeper.engine.position),
+            told_json=to_json(LeadershipChange(term=term, member=keeper.ref.member, reason="", steps=steps)),
         )
         # Spent before it is sent: the request may take effect however its answer fares.
         keeper.lease.released()
@@ -264,7 +304,7 @@ class Performer:
             leader_lsn=keeper.engine.leader_lsn.value,
             was_leader=action.was_leader,
             priority=keeper.desired.priority,
-            no_failover=keeper.desired.no_failover,
+            no_failover=keeper.desired.no_failover or bool(keeper.engine.unfit),
         )
         request = pb.CastBallotRequest(ballot_json=to_json(ballot), id=self._id())
         # Remembered before it is sent: it may count although no answer comes, also after a restart of this agent.
@@ -290,8 +330,8 @@ class Performer:
         await self._node.link.call(lambda stub: stub.UpdateHa, request, timeout_s=HUB_TIMEOUT_S)
         self._node.reporter.event("switchover_ended", str(self._keeper.ref.instance), note, severity="warning")
 
-    async def _follow(self, leader: str) -> None:
-        await self._keeper.driver.follow(self.peer(leader))
+    async def _follow(self, upstream: str) -> None:
+        await self._keeper.driver.follow(self.peer(upstream))
 
     async def _probe(self, leader: str) -> None:
         facts = self._keeper.facts

@@ -58,6 +58,12 @@ def is_confirmed(view: View) -> bool:
     return leader is not None and leader.member == view.me and leader.term == view.lease.term
 
 
+def forced_away(view: View) -> bool:
+    """An operator ordered that another member leads after the very term this member holds."""
+    forced = view.instance.ha.forced if view.instance else None
+    return forced is not None and 0 < forced.after_term == view.lease.term and forced.target != view.me
+
+
 def hub_is_silent(view: View, now: float) -> bool:
     """The lease has not been renewed for so long that the leader must look after itself."""
     return now - view.lease.renewed_at > view.ttl_s * ASK_AFTER

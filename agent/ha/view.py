@@ -79,7 +79,11 @@ class Engine:
     leader_forks: tuple[Fork, ...] = ()  # history of the leader's timeline, when it was asked for
     failed_starts: int = 0  # in a row
     failure: str = ""  # why the last operation failed; empty after a success
+    failed: OperationKind | None = None  # which operation failed last; None after a success
     retry_at: float = 0.0  # not before this time may a failed operation be tried again
+    broken: bool = False  # its data or log cannot be used: only a copy from the leader helps
+    hindered: bool = False  # what failed waits for something outside, such as room on the disk: the data is good
+    unfit: str = ""  # why it must not become the leader, such as a full disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +118,13 @@ class View:
     not_streaming_since: float = 0.0  # since when this running replica streams from nobody; 0 = it streams
     streamed_at: float | None = None  # when this replica was last seen streaming from a leader; None = not in this life
     followed_term: int | None = None  # last term whose log this data is of (led, streamed, copied); kept on disk
+    upstream_failed_at: float = 0.0  # when the replica it is to stream from last gave it no stream for a while
     probed_at: float = 0.0  # when the leader was last asked for the history of its timeline
     switchover_since: float = 0.0  # when this agent first saw the present switchover request; 0 = there is none
+    forced_since: float = 0.0  # when this agent first saw the present order of a forced failover; 0 = there is none
+    acquired_at: float = 0.0  # when this agent took the present term; 0 = not in this life
+    opened_at: float = 0.0  # when commits were first acknowledged in the term this agent took; 0 = not yet
+    opening_told: bool = False  # it is in the history
     sync_sent: SyncRecord | None = None  # last record sent by this life of the agent in this term, however it ended
     sync_base: Lsn = field(default_factory=Lsn)  # a position written after engine.sync was in force; 0 = not settled
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.supervise.base import ProcessId
@@ -22,8 +23,7 @@ log = EventLog("agent.supervise")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _DELETED = " (deleted)"  # the kernel's mark on a link to something that has been removed or replaced
 _DEAD_STATES = "ZXx"
-LOOK_AGAIN_S = 0.01  # a killed process is gone after about a millisecond
-COMPLAIN_EVERY_S = 5.0  # a process in uninterruptible sleep cannot be killed; say so while waiting
+LOOK_AGAIN_S = 0.005  # a killed process is gone after about a millisecond
 
 
 def identify(pid: int) -> ProcessId | None:
@@ -81,16 +81,29 @@ def running_below(directory: Path, programs: frozenset[str]) -> list[ProcessId]:
     return found
 
 
-async def kill_below(directory: Path, programs: frozenset[str], now: Callable[[], float]) -> int:
-    """SIGKILL them until none is left; returns how many there were. Waits as long as the kernel lets one live."""
+@dataclass(frozen=True, slots=True)
+class Killing:
+    """What became of an attempt to kill: how many there were, and which the kernel has not let go yet.
+
+    Those have SIGKILL pending and wait in the kernel, for a disk that does not answer. None of them ever runs another
+    instruction of its program: it can acknowledge nothing any more, but its files are not free yet."""
+
+    found: int
+    left: tuple[ProcessId, ...]
+
+
+async def kill_below(
+    directory: Path, programs: frozenset[str], now: Callable[[], float], *, within_s: float
+) -> Killing:
+    """SIGKILL them until none is left, or for `within_s`."""
     seen: set[ProcessId] = set()
-    complain_at = now() + COMPLAIN_EVERY_S
+    give_up_at = now() + within_s
     while alive := running_below(directory, programs):
         seen.update(alive)
         for process in alive:
             send(process, signal.SIGKILL)
-        if now() > complain_at:
-            complain_at = now() + COMPLAIN_EVERY_S
-            log.error("process_not_killable", directory=str(directory), pids=[process.pid for process in alive])
+        if now() > give_up_at:
+            log.error("processes_not_killable", directory=str(directory), pids=[process.pid for process in alive])
+            return Killing(len(seen), tuple(alive))
         await asyncio.sleep(LOOK_AGAIN_S)
-    return len(seen)
+    return Killing(len(seen), ())

@@ -18,14 +18,17 @@ _RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
 _PARAMETER = re.compile(r"[a-z_][a-z0-9_.]{0,62}")
 _EXTENSION = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
 _SETTING_CHARS_MAX = 1000
+_MEMBER = re.compile(r"m[1-9][0-9]{0,3}")
+PRIORITY_MAX = 100
 _FLOORS = {"memory": 128 << 20, "disk": 256 << 20}  # below them initdb or the first checkpoint fails
 # Set by Moorage itself, or not to be had: a value of the user's would break replication, fencing, durability or the way
 # in, or run commands on the node.
+WAL_LEVELS = ("replica", "logical")
 MANAGED_PARAMETERS = frozenset(
     {
         "listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions", "data_directory", "hba_file",
         "ident_file", "config_file", "external_pid_file", "primary_conninfo", "primary_slot_name", "hot_standby",
-        "synchronous_standby_names", "wal_level", "ssl", "ssl_cert_file", "ssl_key_file", "ssl_ca_file",
+        "synchronous_standby_names", "ssl", "ssl_cert_file", "ssl_key_file", "ssl_ca_file",
         "wal_log_hints",
         "recovery_target_timeline", "restart_after_crash", "cluster_name", "fsync", "full_page_writes", "include",
         "include_if_exists", "include_dir", "archive_command", "archive_library", "archive_cleanup_command",
@@ -66,15 +69,35 @@ class ReplicationSpec(Spec):
     """How a commit is acknowledged."""
 
     mode: Literal["async", "sync", "quorum"] = Field(
-        default="async", description="async: at once; sync: when one standby has it; quorum: when k standbys have it"
+        default="async",
+        description="async: at once, a failover may lose the last moments; sync: when one standby has it; quorum: when "
+        "any k standbys have it. In sync and quorum no failover made by the system loses an acknowledged commit",
     )
     k: int = Field(default=1, ge=1, le=8, description="quorum: how many standbys must confirm")
     strict: bool = Field(
         default=True,
-        description="sync, quorum: true waits while too few standbys are there, false goes on without them",
+        description="sync, quorum: true: while too few standbys are there commits wait, and nothing is lost whatever "
+        "fails next; false: the primary goes on with fewer, at last alone; a loss then waits for its return",
     )
     max_failover_lag: Size = Field(
-        default=1 << 20, description="async: a replica further behind does not become primary by itself"
+        default=1 << 20,
+        description="async: a replica further behind the last primary does not become primary by itself",
+    )
+
+
+class MemberSpec(Spec):
+    """What is particular to one member."""
+
+    no_failover: bool = Field(default=False, description="True: it never becomes primary and confirms no commit")
+    priority: int = Field(
+        default=0, ge=0, le=PRIORITY_MAX, description="The higher is preferred among equally good candidates"
+    )
+    no_load_balance: bool = Field(
+        default=False, description="True: no reads are routed to it while another replica can serve them"
+    )
+    clone_source: bool = Field(default=False, description="True: new members copy its data rather than the primary's")
+    upstream: Name | None = Field(
+        default=None, description="Member it streams from while that one can serve; null = the primary"
     )
 
 
@@ -182,6 +205,9 @@ class InstanceSpec(Spec):
     replicas: int = Field(default=0, ge=0, le=8, description="Members beside the primary")
     resources: Resources = Field(default_factory=Resources, description="What each member gets")
     replication: ReplicationSpec = Field(default_factory=ReplicationSpec, description="How commits are acknowledged")
+    members: dict[str, MemberSpec] = Field(
+        default_factory=dict, description="What is particular to single members, by name such as m2"
+    )
     placement: PlacementSpec = Field(default_factory=PlacementSpec, description="Where members may live")
     parameters: dict[str, Setting] = Field(default_factory=dict, description="Engine parameters")
     users: tuple[UserSpec, ...] = Field(default=(UserSpec(name="app"),), description="Users")
@@ -199,6 +225,17 @@ class InstanceSpec(Spec):
                 raise PydanticCustomError("parameter", "{name} is not a parameter name", {"name": repr(name)})
             if name in MANAGED_PARAMETERS:
                 raise PydanticCustomError("parameter", "{name} is managed by Moorage; leave it out", {"name": name})
+        if value.get("wal_level", "replica") not in WAL_LEVELS:
+            raise PydanticCustomError("parameter", "wal_level may be replica (the default) or logical", {})
+        return value
+
+    @field_validator("members")
+    @classmethod
+    def _members(cls, value: dict[str, MemberSpec]) -> dict[str, MemberSpec]:
+        for name in value:
+            if not _MEMBER.fullmatch(name):
+                text = "{name} is not a member name: they are m1, m2, ..., see `moorctl instance show`"
+                raise PydanticCustomError("member", text, {"name": repr(name)})
         return value
 
     @model_validator(mode="after")
@@ -214,6 +251,8 @@ class InstanceSpec(Spec):
                     {"owner": repr(database.owner), "database": repr(database.name)},
                 )
         self._replicas_suffice()
+        self._upstreams_lead_to_the_primary()
+        self._enough_members_are_able()
         return self
 
     def _replicas_suffice(self) -> None:
@@ -225,3 +264,42 @@ class InstanceSpec(Spec):
                 "replicas: {mode} replication needs at least {needed}, got {replicas}",
                 {"mode": mode, "needed": needed, "replicas": self.replicas},
             )
+
+    def _upstreams_lead_to_the_primary(self) -> None:
+        """Whoever streams from another member streams from the primary in the end, never from itself."""
+        for name in self.members:
+            chain = [name]
+            while (above := self._upstream_of(chain[-1])) is not None:
+                chain.append(above)
+                if above == name:
+                    raise PydanticCustomError("upstream", _circle(chain), {"name": name})
+                if above in chain[:-1]:
+                    break  # a circle further up, told when it is that member's turn
+
+    def _upstream_of(self, name: str) -> str | None:
+        return self.members[name].upstream if name in self.members else None
+
+    def _enough_members_are_able(self) -> None:
+        """One must be able to lead, and beside it as many must be able to confirm as the mode needs: those that may
+        lead themselves, and stream from the primary."""
+        barred = sorted(name for name, member in self.members.items() if member.no_failover)
+        if len(barred) > self.replicas:
+            text = "members: no member is left to be primary: {barred} have no_failover, of {count} in all"
+            raise PydanticCustomError("members", text, {"barred": ", ".join(barred), "count": 1 + self.replicas})
+        mode = self.replication.mode
+        needed = {"async": 0, "sync": 1, "quorum": self.replication.k}[mode]
+        unfit = sorted(name for name, member in self.members.items() if member.no_failover or member.upstream)
+        if needed and 1 + self.replicas - len(unfit) < 1 + needed:
+            text = (
+                "members: {mode} replication needs {needed} members beside the primary that can confirm a commit; "
+                "{unfit} cannot (no_failover or upstream), of {count} members in all"
+            )
+            facts = {"mode": mode, "needed": needed, "unfit": ", ".join(unfit), "count": 1 + self.replicas}
+            raise PydanticCustomError("members", text, facts)
+
+
+def _circle(chain: list[str]) -> str:
+    """`chain` begins and ends with the same member. Braces are not in member names, so this is a template as it is."""
+    if len(chain) == 2:
+        return f"members.{chain[0]}.upstream: a member cannot stream from itself"
+    return f"members.{chain[0]}.upstream: goes in a circle: {' from '.join(chain)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -84,14 +84,19 @@ def _unknown_field(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
 
 
 def _model_at(loc: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel]:
-    """The model at a path below `model`; list positions lead to the list's element."""
+    """The model at a path below `model`; list positions and keys of mappings lead to the element there."""
+    key_follows = False
     for part in loc:
-        if isinstance(part, str):
-            model = _model_in(model.model_fields[part].annotation)
+        if key_follows or isinstance(part, int):
+            key_follows = False
+            continue
+        annotation = model.model_fields[part].annotation
+        key_follows = get_origin(annotation) is dict
+        model = _model_in(annotation) or model
     return model
 
 
-def _model_in(annotation: Any) -> type[BaseModel]:
+def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(_model_in(part) for part in get_args(annotation) if part is not ... and part is not type(None))
+    return next((model for part in get_args(annotation) if (model := _model_in(part)) is not None), None)

@@ -92,11 +92,15 @@ def acquire(
     change: LeadershipChange,
     node_revision: int,
 ) -> Txn:
-    """Take the leadership after `ha.term`. `change` is written to the history; its term is set here. `node_revision` is
-    the mod_revision of the node's record: a node that was removed meanwhile leads nothing."""
+    """Take the leadership after `ha.term`. `change` is written to the history; its term and kind are set here.
+    `node_revision` is the mod_revision of the node's record: a node that was removed meanwhile leads nothing.
+
+    An order to force a failover is over with it: whoever leads now was elected after it, by it or against it."""
     term = ha.term + 1
     leader = LeaderRecord(member=member, node=node, term=term, lease_id=lease_id)
-    history = (*ha.history, replace(change, term=term, member=member))[-HISTORY_MAX:]
+    by_force = ha.forced is not None and ha.forced.target == member and ha.forced.after_term == ha.term
+    line = replace(change, term=term, member=member, kind="forced" if by_force else "led")
+    history = (*ha.history, line)[-HISTORY_MAX:]
     ended = ha.switchover is not None and ha.switchover.target in ("", member) and ha.leader != member
     next_ha = replace(
         ha,
@@ -104,6 +108,7 @@ def acquire(
         leader=member,
         handover="",
         switchover=None if ended else ha.switchover,
+        forced=None,
         sync=_sync_of_new_leader(ha.sync),
         history=history,
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from core.ids import InstanceRef, MemberRef
@@ -25,6 +25,7 @@ from core.records import (
     HaRecord,
     InstanceView,
     LeaderRecord,
+    LeadershipChange,
     MemberDesired,
     MemberSecrets,
     NodeRecord,
@@ -128,11 +129,21 @@ def instance_view(contents: Contents, where: Places, instance: InstanceRef) -> I
         project=instance.project,
         instance=instance.instance,
         leader=leader.record if leader is not None else None,
-        ha=ha.record,
+        ha=_remembered(ha.record),
         ballots=tuple(ballot.record for ballot in ballots),
         members=tuple(_peer(contents, node, ref) for node, ref in pairs),
         revision=max(key.mod_revision for key in keys),
     )
+
+
+def _remembered(ha: HaRecord) -> HaRecord:
+    """Of the history only what decisions rest on: who led or let go where. The stories are for people, and long."""
+    lines = tuple(
+        LeadershipChange(term=line.term, member=line.member, reason="", timeline=line.timeline, lsn=line.lsn)
+        for line in ha.history
+        if line.timeline
+    )
+    return replace(ha, history=lines)
 
 
 def _running_election(contents: Contents, instance: InstanceRef, term: int) -> list[Versioned[Ballot]]:
@@ -163,6 +174,7 @@ def _peer(contents: Contents, node: str, ref: MemberRef) -> PeerMember:
         priority=desired.priority,
         no_load_balance=desired.no_load_balance,
         clone_source=desired.clone_source,
+        upstream=desired.upstream,
     )
 
 

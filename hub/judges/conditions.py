@@ -2,8 +2,9 @@
 
 The findings of `hub.judges.findings` are sorted into conditions, and the facts for the phase are drawn from the same
 findings. All conditions are always told, in one order, so that a missing one is never mistaken for a good one; only
-while an instance is being deleted is it enough to tell what that waits for. EngineTls and PendingRestart are
-information: they degrade nothing.
+while an instance is being deleted is it enough to tell what that waits for. EngineTls, PendingRestart, EnginesHealthy
+and AutomaticFailover are information: they degrade nothing, but for what `findings.GRAVE` names, which is a finding as
+well.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from core.clock import moment
 from core.status import Condition, ConditionType
-from hub.judges.findings import CHECK_NODE, Finding, about_leaving, find
+from hub.judges.findings import CHECK_NODE, GRAVE, Finding, about_leaving, find
 from hub.judges.lifecycle import Facts
 from hub.judges.placement import Unplaceable
 from hub.judges.situation import Situation
@@ -43,6 +45,7 @@ _WORST_FIRST = (
     ConditionType.NODES_REACHABLE,
     ConditionType.REPLICAS_AVAILABLE,
     ConditionType.REPLICATING,
+    ConditionType.ENGINES_HEALTHY,
     ConditionType.PLACED,
     ConditionType.CONVERGED,
 )
@@ -80,8 +83,10 @@ def _conditions(s: Situation, found: Sequence[Finding]) -> list[Condition]:
         _replicating(s, found),
         _nodes_reachable(s, found),
         _converged(s, found),
+        _engines_healthy(s),
         _pending_restart(s),
         _engine_tls(s),
+        _automatic_failover(s),
     ]
 
 
@@ -163,6 +168,20 @@ def _converged(s: Situation, found: Sequence[Finding]) -> Condition:
     return _condition(type_, own, ("Converged", f"all members are at generation {s.record.generation}"))
 
 
+def _engines_healthy(s: Situation) -> Condition:
+    """Everything that agents noticed of engines that are not down for it: a filling disk, a slot that holds log."""
+    type_ = ConditionType.ENGINES_HEALTHY
+    noticed = [(current, notice) for current in s.staying for notice in current.notices]
+    if not noticed:
+        return Condition(
+            type=type_, status=True, reason="NothingNoticed", message="no engine has anything to complain of"
+        )
+    noticed.sort(key=lambda pair: pair[1].reason not in GRAVE)
+    shown = "; ".join(f"{current.place}: {notice.message or notice.reason}" for current, notice in noticed[:SHOWN_MAX])
+    more = f"; and {len(noticed) - SHOWN_MAX} more" if len(noticed) > SHOWN_MAX else ""
+    return Condition(type=type_, status=False, reason=noticed[0][1].reason, message=shown + more)
+
+
 def _pending_restart(s: Situation) -> Condition:
     waiting = {
         current.name: ", ".join(sorted(current.observed.pending_restart))
@@ -207,3 +226,19 @@ def _deletion_conditions(s: Situation) -> list[Condition]:
         _condition(ConditionType.NODES_REACHABLE, [silent] if nodes else [], good),
         _condition(ConditionType.CONVERGED, waiting, ("Deleted", "no member is left")),
     ]
+
+
+def _automatic_failover(s: Situation) -> Condition:
+    type_ = ConditionType.AUTOMATIC_FAILOVER
+    ha = s.ha
+    if ha is not None and ha.paused:
+        since = f" since {moment(ha.paused_at)}" if ha.paused_at else ""
+        why = f" ({ha.pause_reason})" if ha.pause_reason else ""
+        text = f"automatic failover is paused by {ha.paused_by or 'an operator'}{since}{why}"
+        end = f"{text}; end it with `moorctl instance resume {s.ref}`"
+        return Condition(type=type_, status=False, reason="Paused", message=end)
+    if s.wanted <= 1:
+        return Condition(type=type_, status=True, reason="NoneWanted", message="the spec asks for no replica")
+    barred = [current.name for current in s.staying if current.desired.no_failover]
+    text = f"any member but {', '.join(barred)} may take over" if barred else "any member may take over"
+    return Condition(type=type_, status=True, reason="On", message=text)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.clock import iso
+from core.records import HaRecord
 from core.status import ConditionType, MemberState, Phase, Role
 from hub.judges.placement import Unplaceable
 from hub.judges.situation import Current, Situation
@@ -21,6 +22,9 @@ from hub.judges.situation import Current, Situation
 # A planned change of primary takes seconds and has its own time limit in the agents; longer than this without a primary
 # is no longer what was planned.
 SWITCHOVER_GRACE_S = 30.0
+STUCK = "ElectionStuck"  # what a member's agent reports while an election cannot end with the ballots there are
+# Notices of an engine that runs but cannot do its work, or not for long. All others are information.
+GRAVE = frozenset({"DiskFull", "DiskReadOnly", "DiskSilent", "CrashLoop"})
 CHECK_NODE = "check the machine, its network, and `systemctl status moorage-agent` on it"
 
 
@@ -45,7 +49,7 @@ def find(s: Situation, *, unplaceable: Unplaceable | None, now: float) -> Iterat
     if s.leader is None and (s.members or s.initialised):
         yield _nobody_leads(s, now)
     for current in s.members:
-        finding = about_leaving(s, current) if current.leaving else _about(s, current)
+        finding = about_leaving(s, current) if current.leaving else _about(s, current, now)
         if finding is not None:
             yield finding
 
@@ -73,14 +77,23 @@ def _nobody_leads(s: Situation, now: float) -> Finding:
         return Finding(type=ConditionType.PRIMARY_AVAILABLE, reason="SwitchoverUnderWay", message=text, broken=False)
     last = next((current.place for current in s.members if current.name == ha.leader), ha.leader)
     states = ", ".join(_state_of(s, current) for current in s.staying) or "no member is left"
-    what_next = (
-        "`moorctl instance show` tells why nobody stands; bring back the last primary or a member of the sync set"
-    )
-    if ha.paused:
-        what_next = "automatic failover is paused: end the pause, or bring the last primary back"
     needed = f", sync set {', '.join(ha.sync.names)}" if ha.sync.names else ""
-    message = f"nobody leads since term {ha.term} of {last}{needed} ({states}); {what_next}"
-    return Finding(type=ConditionType.PRIMARY_AVAILABLE, reason="NoPrimary", message=message, broken=True)
+    told = [(current.name, current.observed) for current in s.staying if current.observed and not s.is_lost(current)]
+    waits = "".join(f"; {name}: {seen.message}" for name, seen in told if seen.message)
+    stuck = any(seen.reason == STUCK for _, seen in told)
+    message = f"nobody leads since term {ha.term} of {last}{needed} ({states}){waits}; {_way_out(s, ha, stuck=stuck)}"
+    reason = STUCK if stuck else "NoPrimary"
+    return Finding(type=ConditionType.PRIMARY_AVAILABLE, reason=reason, message=message, broken=True)
+
+
+def _way_out(s: Situation, ha: HaRecord, *, stuck: bool) -> str:
+    """What a person can do while nobody leads."""
+    if ha.paused:
+        end = f"end the pause (`moorctl instance resume {s.ref}`)"
+        return f"automatic failover is paused: {end}, or bring the last primary back"
+    if stuck:
+        return f"if none of them can come back, `moorctl instance failover {s.ref}` tells what a forced one would lose"
+    return "`moorctl instance show` tells why nobody stands; bring back the last primary or a member of the sync set"
 
 
 def _without_primary_since(s: Situation, now: float) -> float:
@@ -108,7 +121,7 @@ def about_leaving(s: Situation, current: Current) -> Finding | None:
     )
 
 
-def _about(s: Situation, current: Current) -> Finding | None:
+def _about(s: Situation, current: Current, now: float) -> Finding | None:
     """What is wrong with one member that is to run."""
     leads = current.name == s.leader_name
     whole = ConditionType.PRIMARY_AVAILABLE if leads else ConditionType.REPLICAS_AVAILABLE
@@ -120,20 +133,23 @@ def _about(s: Situation, current: Current) -> Finding | None:
         return _finding(ConditionType.NODES_REACHABLE, "NodeSilent", text, current, broken=True)
     match current.state:
         case MemberState.FAILED:
-            return _finding(whole, "MemberFailed", f"{current.place} failed{_told(current)}", current, broken=True)
+            reason = _named(current) or "MemberFailed"
+            return _finding(whole, reason, f"{current.place} failed{_told(current)}", current, broken=True)
         case MemberState.CRASHED:
             text = f"the engine of {current.place} ended unexpectedly{_told(current)}; see engine.log in its directory"
-            return _finding(whole, "MemberCrashed", text, current, broken=True)
+            if _named(current):  # the message says what to look at
+                text = f"the engine of {current.place} is not up{_told(current)}"
+            return _finding(whole, _named(current) or "MemberCrashed", text, current, broken=True)
         case MemberState.RUNNING:
-            return _about_running(s, current, leads=leads)
+            return _about_running(s, current, leads=leads, now=now)
         case MemberState.LAGGING:
             text = f"{current.place} does not keep up with {s.leader_name or 'the primary'}{_told(current)}"
             reason = (current.observed.reason if current.observed is not None else "") or "Lagging"
-            return _finding(ConditionType.REPLICATING, reason, text, current, broken=not _explained(s, current))
+            return _finding(ConditionType.REPLICATING, reason, text, current, broken=not _explained(s, current, now))
         case _:
             text = f"{current.place} {_DOING[current.state]}{_told(current)}"
             reason = f"Member{current.state.value.capitalize()}"
-            return _finding(whole, reason, text, current, broken=not _explained(s, current))
+            return _finding(whole, reason, text, current, broken=not _explained(s, current, now))
 
 
 _DOING = {
@@ -146,17 +162,18 @@ _DOING = {
 }
 
 
-def _about_running(s: Situation, current: Current, *, leads: bool) -> Finding | None:
+def _about_running(s: Situation, current: Current, *, leads: bool, now: float) -> Finding | None:
     seen = current.observed
     assert seen is not None, "a state other than ABSENT has been observed"
-    broken = not _explained(s, current)
+    broken = not _explained(s, current, now)
     if leads and seen.role is not Role.PRIMARY:
         text = f"{current.place} holds the leadership, its engine is {seen.role.value} still"
         return _finding(ConditionType.PRIMARY_AVAILABLE, "PrimaryNotReady", text, current, broken=broken)
     if not leads and s.leader is not None and seen.role is not Role.REPLICA:
         text = f"{current.place} is {seen.role.value}, though {s.leader_name} leads; its agent makes it a replica"
         return _finding(ConditionType.REPLICAS_AVAILABLE, "WrongRole", text, current, broken=broken)
-    if not leads and s.leader is not None and seen.streaming_from != s.leader_name:
+    well = (s.leader_name, current.desired.upstream) if current.desired.upstream else (s.leader_name,)
+    if not leads and s.leader is not None and seen.streaming_from not in well:
         source = f"streams from {seen.streaming_from}" if seen.streaming_from else "does not stream"
         text = f"{current.place} {source}, not from {s.leader_name}{_told(current)}"
         return _finding(ConditionType.REPLICATING, "NotStreaming", text, current, broken=broken)
@@ -167,7 +184,11 @@ def _about_running(s: Situation, current: Current, *, leads: bool) -> Finding | 
 
 
 def _about_turns(s: Situation, current: Current) -> Finding | None:
-    """A member that runs well, for which something is in the queue."""
+    """A member that runs well, for which something is in the queue, unless it will not run well for long."""
+    grave = next((notice for notice in current.notices if notice.reason in GRAVE), None)
+    if grave is not None:
+        text = f"{current.place}: {grave.message}"
+        return _finding(ConditionType.ENGINES_HEALTHY, grave.reason, text, current, broken=True)
     if current.restart_due or current.desired.restart_id < s.record.restart_id:
         text = f"{current.place} has restart {s.record.restart_id} before it"
         return _finding(ConditionType.CONVERGED, "RestartPending", text, current, broken=False)
@@ -185,19 +206,30 @@ def _about_turns(s: Situation, current: Current) -> Finding | None:
     return None
 
 
+# What an agent could not say more about than that something failed.
+_UNNAMED = frozenset({"", "OperationFailed", "CannotBegin", "Unresponsive"})
+
+
+def _named(current: Current) -> str:
+    """The reason that the agent found for a failure, such as DiskFull; empty when it knows none."""
+    reason = current.observed.reason if current.observed is not None else ""
+    return "" if reason in _UNNAMED else reason
+
+
 def _finding(type_: ConditionType, reason: str, text: str, current: Current, *, broken: bool) -> Finding:
     return Finding(type=type_, reason=reason, message=text, broken=broken, member=current.name)
 
 
-def _explained(s: Situation, current: Current) -> bool:
-    """A change under way explains that the member is not up, or not in its role, at the moment.
+def _explained(s: Situation, current: Current, now: float) -> bool:
+    """A change under way explains that the member is not up, or not in its role, at the moment. The one that an
+    operator asked for is not over with the new leader's first moment: it is to be promoted, the old one to rejoin.
 
     While an instance is modified its members are stopped, started and connected in turns; one that does not come back
     is reported CRASHED, FAILED or LAGGING by its agent, or its node falls silent.
     """
     if current.joining or current.restart_due:
         return True
-    if s.ha is not None and s.ha.switchover is not None:
+    if (s.ha is not None and s.ha.switchover is not None) or now - s.handed_over_at <= SWITCHOVER_GRACE_S:
         return True
     if s.phase is not Phase.MODIFYING:
         return False

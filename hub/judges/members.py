@@ -33,12 +33,13 @@ from core.records import (
     SyncRecord,
     UserDesired,
 )
-from core.specs.instance import InstanceSpec
+from core.specs.instance import InstanceSpec, MemberSpec
 from core.status import MemberState
 from hub.judges.placement import Placement
 from hub.judges.situation import Current, Situation, member_number
 
 PORTS_PER_INSTANCE = 3
+_NO_TAGS = MemberSpec()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ def desired_member(
     restart_id: int,
 ) -> MemberDesired:
     """The whole input of the agent for one member."""
-    replication = spec.replication
+    replication, tags = spec.replication, spec.members.get(name, _NO_TAGS)
     return MemberDesired(
         project=record.project,
         instance=record.name,
@@ -122,6 +123,11 @@ def desired_member(
         parameters={key: parameter_text(value) for key, value in spec.parameters.items()},
         databases=tuple(DatabaseDesired(name=d.name, owner=d.owner, extensions=d.extensions) for d in spec.databases),
         users=tuple(UserDesired(name=u.name, superuser=u.superuser, roles=u.roles) for u in spec.users),
+        no_failover=tags.no_failover,
+        priority=tags.priority,
+        no_load_balance=tags.no_load_balance,
+        clone_source=tags.clone_source,
+        upstream=tags.upstream or "",
         restart_id=restart_id,
         hold_s=spec.proxy.hold_timeout_s,
         client_tls=spec.proxy.tls,

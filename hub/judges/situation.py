@@ -22,6 +22,7 @@ from core.records import (
     InstanceStatus,
     LeaderRecord,
     MemberDesired,
+    MemberNotice,
     NodeRecord,
     ObservedMember,
     ProjectRecord,
@@ -94,6 +95,10 @@ class Current:
         return self.observed.state
 
     @property
+    def notices(self) -> tuple[MemberNotice, ...]:
+        return self.observed.notices if self.observed is not None else ()
+
+    @property
     def leaving(self) -> bool:
         return self.desired.desired == "absent"
 
@@ -144,6 +149,14 @@ class Situation:
     def leader_name(self) -> str:
         """Member name; empty while nobody leads."""
         return self.leader.member if self.leader is not None else ""
+
+    @property
+    def handed_over_at(self) -> float:
+        """Wall seconds at which the leader before the present one handed over to it as asked; 0 = it did not. Only a
+        handover tells steps with its release."""
+        ha = self.ha or HaRecord()
+        let_go = (c.at for c in reversed(ha.history) if c.kind == "released" and c.steps and c.term == ha.term - 1)
+        return next(let_go, 0.0)
 
     @property
     def initialised(self) -> bool:

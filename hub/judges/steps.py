@@ -28,7 +28,7 @@ from core.specs.instance import InstanceSpec
 from core.status import Phase
 from hub.etcd import keys
 from hub.etcd.txns import Compare, CreatedIs, Delete, DeletePrefix, ModIs, Op, Put
-from hub.judges import members
+from hub.judges import members, schedule
 from hub.judges.conditions import Judgement, judge
 from hub.judges.lifecycle import next_phase
 from hub.judges.notices import event, phase_event
@@ -66,6 +66,11 @@ def next_step(contents: Contents, s: Situation, *, port_range: tuple[int, int], 
         return _deletion(contents, s, now)
     if not s.members and not s.initialised:
         return _creation(contents, s, port_range, now)
+    appointment = schedule.due(s, now)
+    if appointment is not None:
+        ha, told = appointment
+        put = Put(keys.ha(s.ref), to_json(ha))
+        return _changing(replace(s, ha=ha), before=s, ops=(put,), events=(told,), now=now)
     adjustment = members.adjust(s)
     if not adjustment.is_empty:
         return _adjustment(s, adjustment, now)

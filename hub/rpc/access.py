@@ -1,9 +1,9 @@
 """Who may call what on the operator port: a bearer token, three roles, one table.
 
 viewer reads; operator also changes instances and sees their passwords; admin also changes who takes part: projects,
-nodes, join tokens. `REQUIRED` names the least role for each method, and a method that is not in it cannot be called.
-Where one method does several things (`Apply`, `Delete`), the table has a line for each kind of object, and the service
-asks once more with `may`.
+nodes, join tokens, operators. `REQUIRED` names the least role for each method, and a method that is not in it cannot
+be called. Where one method does several things (`Apply`, `Delete`), the table has a line for each kind of object, and
+the service asks once more with `may`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,20 @@ REQUIRED: Final[dict[str, OperatorRole]] = {
     "Delete Instance": "operator",
     "Delete Project": "admin",
     "Delete Node": "admin",
+    "PlanFailover": "viewer",
+    "GetHistory": "viewer",
     "Switchover": "operator",
+    "CancelSwitchover": "operator",
+    "Failover": "operator",
+    "PauseFailover": "operator",
+    "ResumeFailover": "operator",
     "RestartInstance": "operator",
     "GetCredentials": "operator",
     "CordonNode": "admin",
     "CreateJoinToken": "admin",
+    "CreateOperatorToken": "admin",
+    "ListOperatorTokens": "admin",
+    "RevokeOperatorToken": "admin",
 }
 assert all(role in RANK for role in REQUIRED.values())
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 from core.errors import ConflictError, DeniedError, OverloadedError, UserError
 from core.ids import InstanceRef, MemberRef
 from core.records import Ballot, Event, LeadershipChange, ObservedMember, SyncRecord
+from hub import history
 from hub.context import Hub
 from hub.leadership import HaChange, Leadership, Standing
 from hub.leases import Renewal
@@ -32,6 +33,7 @@ from protos.v1 import agent_pb2, agent_pb2_grpc, common_pb2
 
 PROTOCOL_VERSIONS = (0, 1)  # N-1 and N
 OBSERVED_MAX = 500  # members reported at once
+OPENED_REASON = "acknowledges commits"
 EVENT_BURST = 50  # events a node may write at once,
 EVENTS_PER_S = 1.0  # and from then on: a node that loops must not fill etcd
 RENEWALS_PER_TTL = 3  # one may be lost before the agent fences itself
@@ -127,7 +129,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             node,
             after_term=request.after_term,
             lease_id=request.lease_id,
-            change=_change(me, request.reason, request.position),
+            change=_change(me, request.reason, request.position, request.told_json),
         )
         return agent_pb2.AcquireResponse(
             acquired=outcome.acquired,
@@ -145,7 +147,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             node,
             term=request.term,
             handover=request.handover[:64],
-            change=_change(me, request.reason, request.position),
+            change=_change(me, request.reason, request.position, request.told_json),
         )
         return agent_pb2.ReleaseResponse(released=released)
 
@@ -166,6 +168,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             system_id=request.system_id[:64] if request.HasField("system_id") else None,
             end_switchover=request.end_switchover if request.HasField("end_switchover") else None,
             note=short(request.note),
+            opened=_change(me, OPENED_REASON, common_pb2.Position(), request.opened_json)
+            if request.HasField("opened_json")
+            else None,
         )
         updated = await self._leadership.update(me, node, term=request.term, change=change)
         return agent_pb2.UpdateHaResponse(updated=updated)
@@ -235,11 +240,15 @@ def _observed_ref(node: str, record: ObservedMember) -> MemberRef:
     return member_ref(common_pb2.MemberId(project=record.project, instance=record.instance, member=record.member))
 
 
-def _change(me: MemberRef, reason: str, position: common_pb2.Position) -> LeadershipChange:
-    """The history line; term and time are set where it is written."""
-    return LeadershipChange(
+def _change(me: MemberRef, reason: str, position: common_pb2.Position, told_json: bytes) -> LeadershipChange:
+    """The history line; term, kind and time are set where it is written."""
+    line = LeadershipChange(
         term=0, member=me.member, reason=short(reason), timeline=position.timeline, lsn=lsn_text(position)
     )
+    if not told_json:
+        return line
+    told = history.bounded(document(LeadershipChange, told_json, "told_json"))
+    return replace(line, leaderless_s=told.leaderless_s, ballots=told.ballots, steps=told.steps, loss=told.loss)
 
 
 def _leader_term(standing: Standing) -> agent_pb2.LeaderTerm:

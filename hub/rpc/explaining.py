@@ -1,4 +1,5 @@
-"""Why members are where they are, or what stands in the way: the scheduler's own reasons, put before operators."""
+"""Why members are where they are, or what stands in the way: the scheduler's own reasons, put before operators. And why
+nobody leads, when that is so: the words of the members that wait."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ from typing import Any
 from core.errors import NotFoundError, UserError
 from core.ids import InstanceRef
 from core.specs import InstanceSpec, parse_json
+from core.status import ConditionType
 from hub.etcd.mirror import Mirror
 from hub.judges import placement
 from hub.judges.placement import Explanation, Placement, Unplaceable
+
+_ABOUT_LEADERSHIP = (ConditionType.PRIMARY_AVAILABLE, ConditionType.AUTOMATIC_FAILOVER)
 
 
 def explain(mirror: Mirror, *, name: str, document: str) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -36,7 +40,16 @@ def explain(mirror: Mirror, *, name: str, document: str) -> tuple[tuple[str, ...
     nodes = {node: known.record for node, known in mirror.nodes.items()}
     usage = placement.usage_of(known.record for known in mirror.members.values())
     explained = placement.explain(request, nodes, usage, mirror.silent)
-    return explained.lines, _plain(explained, existing)
+    amiss = _leadership_amiss(mirror, ref) if name else {}
+    lines = (*explained.lines, *(f"{type_}: {message}" for type_, message in amiss.items()))
+    return lines, {**_plain(explained, existing), "leadership": amiss}
+
+
+def _leadership_amiss(mirror: Mirror, ref: InstanceRef) -> dict[str, str]:
+    """What is not as it should be with who leads, by condition: what an election waits for, a pause."""
+    known = mirror.status.get(ref)
+    told = known.record.conditions if known is not None else ()
+    return {one.type.value: one.message for one in told if one.type in _ABOUT_LEADERSHIP and not one.status}
 
 
 def _document(text: str) -> InstanceSpec:

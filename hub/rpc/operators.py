@@ -1,6 +1,6 @@
 """The operator service: each method lets the caller in, converts, calls, converts back.
 
-What is done lies in `hub.applying` and `hub.operations`, what is shown in `hub.status_page`, who may in
+What is done lies in `hub.applying`, `hub.operations` and `hub.wishes`, what is shown in `hub.status_page`, who may in
 `hub.rpc.access`. Protobuf stops here.
 """
 
@@ -26,6 +26,7 @@ from hub.rpc.errors import Context, translated, translated_stream
 from hub.rpc.event_stream import EventStreams
 from hub.rpc.explaining import explain
 from hub.status_page import overview
+from hub.wishes import Wishes
 from protos.v1 import operator_pb2 as pb
 from protos.v1 import operator_pb2_grpc
 
@@ -36,6 +37,7 @@ OUTCOMES = {
     "changed": pb.Applied.OUTCOME_CHANGED,
     "unchanged": pb.Applied.OUTCOME_UNCHANGED,
 }
+TIME_MAX_MS = 1 << 43  # some 270 years: what is beyond is no time
 
 
 class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
@@ -46,6 +48,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._gate = Gate(hub.authority, hub.clock)
         self._applier = Applier(hub)
         self._operations = Operations(hub)
+        self._wishes = Wishes(hub)
         self._events = EventStreams(hub.mirror)
 
     def end_streams(self) -> None:
@@ -103,6 +106,18 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         lines, explanation = explain(self._hub.mirror, name=request.name, document=request.document)
         return pb.ExplainResponse(lines=lines, explanation_json=json.dumps(explanation))
 
+    @translated
+    async def PlanFailover(self, request: pb.PlanFailoverRequest, context: Context) -> pb.PlanFailoverResponse:
+        self._gate.admit(context, "PlanFailover")
+        plan = self._wishes.plan_failover(_instance(request.name), request.target)
+        return pb.PlanFailoverResponse(plan_json=json.dumps(plan))
+
+    @translated
+    async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
+        self._gate.admit(context, "GetHistory")
+        entries = self._wishes.history(_instance(request.name), request.limit)
+        return pb.GetHistoryResponse(entries_json=[json.dumps(entry) for entry in entries])
+
     @translated_stream
     async def WatchEvents(
         self, request: pb.WatchEventsRequest, context: Context
@@ -133,8 +148,36 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     @translated
     async def Switchover(self, request: pb.SwitchoverRequest, context: Context) -> pb.SwitchoverResponse:
         operator = self._gate.admit(context, "Switchover")
-        request_id = await self._operations.switchover(operator, _instance(request.name), request.target)
-        return pb.SwitchoverResponse(id=request_id)
+        ref, at = _instance(request.name), self._time(request)
+        asked = await self._wishes.switchover(operator, ref, request.target, at=at)
+        return pb.SwitchoverResponse(id=asked.id, at_ms=int(asked.at * 1000))
+
+    @translated
+    async def CancelSwitchover(
+        self, request: pb.CancelSwitchoverRequest, context: Context
+    ) -> pb.CancelSwitchoverResponse:
+        operator = self._gate.admit(context, "CancelSwitchover")
+        wish = await self._wishes.cancel_switchover(operator, _instance(request.name))
+        return pb.CancelSwitchoverResponse(id=wish.id, at_ms=int(wish.at * 1000), target=wish.target)
+
+    @translated
+    async def Failover(self, request: pb.FailoverRequest, context: Context) -> pb.FailoverResponse:
+        operator = self._gate.admit(context, "Failover")
+        ref = _instance(request.name)
+        order = await self._wishes.failover(operator, ref, request.target, after_term=request.after_term)
+        return pb.FailoverResponse(id=order)
+
+    @translated
+    async def PauseFailover(self, request: pb.PauseFailoverRequest, context: Context) -> pb.PauseFailoverResponse:
+        operator = self._gate.admit(context, "PauseFailover")
+        await self._wishes.pause(operator, _instance(request.name), request.reason)
+        return pb.PauseFailoverResponse()
+
+    @translated
+    async def ResumeFailover(self, request: pb.ResumeFailoverRequest, context: Context) -> pb.ResumeFailoverResponse:
+        operator = self._gate.admit(context, "ResumeFailover")
+        await self._wishes.resume(operator, _instance(request.name))
+        return pb.ResumeFailoverResponse()
 
     @translated
     async def RestartInstance(self, request: pb.RestartInstanceRequest, context: Context) -> pb.RestartInstanceResponse:
@@ -153,6 +196,51 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         operator = self._gate.admit(context, "CreateJoinToken")
         token = await self._operations.create_join_token(operator, node=request.node, ttl_s=request.ttl_s)
         return pb.CreateJoinTokenResponse(token=token)
+
+    # --- operators' tokens ---
+
+    @translated
+    async def CreateOperatorToken(
+        self, request: pb.CreateOperatorTokenRequest, context: Context
+    ) -> pb.CreateOperatorTokenResponse:
+        operator = self._gate.admit(context, "CreateOperatorToken")
+        text, token_id = await self._operations.create_operator_token(operator, name=request.name, role=request.role)
+        return pb.CreateOperatorTokenResponse(token=text, id=token_id)
+
+    @translated
+    async def ListOperatorTokens(
+        self, request: pb.ListOperatorTokensRequest, context: Context
+    ) -> pb.ListOperatorTokensResponse:
+        operator = self._gate.admit(context, "ListOperatorTokens")
+        tokens = [
+            pb.OperatorToken(
+                id=one.id,
+                name=one.name,
+                role=one.role,
+                created_at_ms=int(one.created_at * 1000),
+                own=one.id == operator.id,
+            )
+            for one in self._operations.operator_tokens()
+        ]
+        return pb.ListOperatorTokensResponse(tokens=tokens)
+
+    @translated
+    async def RevokeOperatorToken(
+        self, request: pb.RevokeOperatorTokenRequest, context: Context
+    ) -> pb.RevokeOperatorTokenResponse:
+        operator = self._gate.admit(context, "RevokeOperatorToken")
+        revoked = await self._operations.revoke_operator_token(operator, request.token)
+        return pb.RevokeOperatorTokenResponse(id=revoked.id, name=revoked.name)
+
+    # --- the inside ---
+
+    def _time(self, request: pb.SwitchoverRequest) -> float:
+        """Wall seconds at which the switchover is wanted; 0 = now."""
+        if request.at_ms and request.delay_ms:
+            raise UserError("give a time or a delay, not both", object="at_ms")
+        if max(request.at_ms, request.delay_ms) > TIME_MAX_MS:
+            raise UserError("is too far ahead", object="at_ms" if request.at_ms else "delay_ms")
+        return self._hub.clock.wall() + request.delay_ms / 1000 if request.delay_ms else request.at_ms / 1000
 
 
 def _kind_name(kind: pb.Kind.ValueType) -> str:

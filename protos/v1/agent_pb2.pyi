@@ -517,12 +517,17 @@ class AcquireRequest(message.Message):
     LEASE_ID_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    TOLD_JSON_FIELD_NUMBER: builtins.int
     after_term: builtins.int
     """Term of the last leader that the decision rests on; the new one is term + 1."""
     lease_id: builtins.int
     """The node's lease, or 0 to be granted one."""
     reason: builtins.str
     """Why, for the history."""
+    told_json: builtins.bytes
+    """JSON of core.records.LeadershipChange: what it saw and how it was chosen, for the history. Only leaderless_s,
+    ballots and loss are taken from it.
+    """
     @builtins.property
     def id(self) -> common_pb2.MemberId:
         """Who wants to lead."""
@@ -539,10 +544,11 @@ class AcquireRequest(message.Message):
         lease_id: builtins.int = ...,
         reason: builtins.str = ...,
         position: common_pb2.Position | None = ...,
+        told_json: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["id", b"id", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["after_term", b"after_term", "id", b"id", "lease_id", b"lease_id", "position", b"position", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after_term", b"after_term", "id", b"id", "lease_id", b"lease_id", "position", b"position", "reason", b"reason", "told_json", b"told_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,12 +599,15 @@ class ReleaseRequest(message.Message):
     HANDOVER_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    TOLD_JSON_FIELD_NUMBER: builtins.int
     term: builtins.int
     """In which term."""
     handover: builtins.str
     """Whom it hands to; empty = the best candidate."""
     reason: builtins.str
     """Why, for the history."""
+    told_json: builtins.bytes
+    """JSON of core.records.LeadershipChange, for the history: only its steps are taken from it."""
     @builtins.property
     def id(self) -> common_pb2.MemberId:
         """Who led."""
@@ -615,10 +624,11 @@ class ReleaseRequest(message.Message):
         handover: builtins.str = ...,
         reason: builtins.str = ...,
         position: common_pb2.Position | None = ...,
+        told_json: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["id", b"id", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["handover", b"handover", "id", b"id", "position", b"position", "reason", b"reason", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["handover", b"handover", "id", b"id", "position", b"position", "reason", b"reason", "term", b"term", "told_json", b"told_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -700,6 +710,7 @@ class UpdateHaRequest(message.Message):
     SYSTEM_ID_FIELD_NUMBER: builtins.int
     END_SWITCHOVER_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
+    OPENED_JSON_FIELD_NUMBER: builtins.int
     term: builtins.int
     """Its term; a compare of the transaction."""
     sync_json: builtins.bytes
@@ -710,6 +721,10 @@ class UpdateHaRequest(message.Message):
     """Id of the switchover request that is over, when one is to be cleared."""
     note: builtins.str
     """What to add to the history about that switchover."""
+    opened_json: builtins.bytes
+    """JSON of core.records.LeadershipChange: the engine accepts writes in this term, for the history. Only its steps are
+    taken from it.
+    """
     @builtins.property
     def id(self) -> common_pb2.MemberId:
         """The leader."""
@@ -723,19 +738,24 @@ class UpdateHaRequest(message.Message):
         system_id: builtins.str | None = ...,
         end_switchover: builtins.str | None = ...,
         note: builtins.str = ...,
+        opened_json: builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_end_switchover", b"_end_switchover", "_sync_json", b"_sync_json", "_system_id", b"_system_id", "end_switchover", b"end_switchover", "id", b"id", "sync_json", b"sync_json", "system_id", b"system_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_end_switchover", b"_end_switchover", "_opened_json", b"_opened_json", "_sync_json", b"_sync_json", "_system_id", b"_system_id", "end_switchover", b"end_switchover", "id", b"id", "opened_json", b"opened_json", "sync_json", b"sync_json", "system_id", b"system_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_end_switchover", b"_end_switchover", "_sync_json", b"_sync_json", "_system_id", b"_system_id", "end_switchover", b"end_switchover", "id", b"id", "note", b"note", "sync_json", b"sync_json", "system_id", b"system_id", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_end_switchover", b"_end_switchover", "_opened_json", b"_opened_json", "_sync_json", b"_sync_json", "_system_id", b"_system_id", "end_switchover", b"end_switchover", "id", b"id", "note", b"note", "opened_json", b"opened_json", "sync_json", b"sync_json", "system_id", b"system_id", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_switchover: _TypeAlias = typing.Literal["end_switchover"]  # noqa: Y015
     _WhichOneofArgType__end_switchover: _TypeAlias = typing.Literal["_end_switchover", b"_end_switchover"]  # noqa: Y015
+    _WhichOneofReturnType__opened_json: _TypeAlias = typing.Literal["opened_json"]  # noqa: Y015
+    _WhichOneofArgType__opened_json: _TypeAlias = typing.Literal["_opened_json", b"_opened_json"]  # noqa: Y015
     _WhichOneofReturnType__sync_json: _TypeAlias = typing.Literal["sync_json"]  # noqa: Y015
     _WhichOneofArgType__sync_json: _TypeAlias = typing.Literal["_sync_json", b"_sync_json"]  # noqa: Y015
     _WhichOneofReturnType__system_id: _TypeAlias = typing.Literal["system_id"]  # noqa: Y015
     _WhichOneofArgType__system_id: _TypeAlias = typing.Literal["_system_id", b"_system_id"]  # noqa: Y015
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end_switchover) -> _WhichOneofReturnType__end_switchover | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__opened_json) -> _WhichOneofReturnType__opened_json | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sync_json) -> _WhichOneofReturnType__sync_json | None: ...
     @typing.overload

@@ -61,6 +61,36 @@ class OperatorServiceStub:
                 request_serializer=protos_dot_v1_dot_operator__pb2.SwitchoverRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_operator__pb2.SwitchoverResponse.FromString,
                 _registered_method=True)
+        self.CancelSwitchover = channel.unary_unary(
+                '/moorage.v1.OperatorService/CancelSwitchover',
+                request_serializer=protos_dot_v1_dot_operator__pb2.CancelSwitchoverRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.CancelSwitchoverResponse.FromString,
+                _registered_method=True)
+        self.PlanFailover = channel.unary_unary(
+                '/moorage.v1.OperatorService/PlanFailover',
+                request_serializer=protos_dot_v1_dot_operator__pb2.PlanFailoverRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.PlanFailoverResponse.FromString,
+                _registered_method=True)
+        self.Failover = channel.unary_unary(
+                '/moorage.v1.OperatorService/Failover',
+                request_serializer=protos_dot_v1_dot_operator__pb2.FailoverRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.FailoverResponse.FromString,
+                _registered_method=True)
+        self.PauseFailover = channel.unary_unary(
+                '/moorage.v1.OperatorService/PauseFailover',
+                request_serializer=protos_dot_v1_dot_operator__pb2.PauseFailoverRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.PauseFailoverResponse.FromString,
+                _registered_method=True)
+        self.ResumeFailover = channel.unary_unary(
+                '/moorage.v1.OperatorService/ResumeFailover',
+                request_serializer=protos_dot_v1_dot_operator__pb2.ResumeFailoverRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.ResumeFailoverResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/moorage.v1.OperatorService/GetHistory',
+                request_serializer=protos_dot_v1_dot_operator__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
         self.RestartInstance = channel.unary_unary(
                 '/moorage.v1.OperatorService/RestartInstance',
                 request_serializer=protos_dot_v1_dot_operator__pb2.RestartInstanceRequest.SerializeToString,
@@ -80,6 +110,21 @@ class OperatorServiceStub:
                 '/moorage.v1.OperatorService/CreateJoinToken',
                 request_serializer=protos_dot_v1_dot_operator__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_operator__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.CreateOperatorToken = channel.unary_unary(
+                '/moorage.v1.OperatorService/CreateOperatorToken',
+                request_serializer=protos_dot_v1_dot_operator__pb2.CreateOperatorTokenRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.CreateOperatorTokenResponse.FromString,
+                _registered_method=True)
+        self.ListOperatorTokens = channel.unary_unary(
+                '/moorage.v1.OperatorService/ListOperatorTokens',
+                request_serializer=protos_dot_v1_dot_operator__pb2.ListOperatorTokensRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.ListOperatorTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeOperatorToken = channel.unary_unary(
+                '/moorage.v1.OperatorService/RevokeOperatorToken',
+                request_serializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenResponse.FromString,
                 _registered_method=True)
         self.GetCredentials = channel.unary_unary(
                 '/moorage.v1.OperatorService/GetCredentials',
@@ -132,7 +177,49 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Switchover(self, request, context):
-        """Asks for a planned change of primary.
+        """Asks for a planned change of primary, now or at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelSwitchover(self, request, context):
+        """Takes a scheduled change of primary back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanFailover(self, request, context):
+        """What a forced failover would do and lose, as far as is known. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Failover(self, request, context):
+        """Orders a change of primary whatever is lost by it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseFailover(self, request, context):
+        """Stops automatic failover of an instance, for maintenance.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeFailover(self, request, context):
+        """Lets automatic failover of an instance go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """Changes of leadership of an instance, told in full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +248,27 @@ class OperatorServiceServicer:
 
     def CreateJoinToken(self, request, context):
         """Makes a one-time join token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateOperatorToken(self, request, context):
+        """Makes an operator token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperatorTokens(self, request, context):
+        """All operator tokens, without their secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeOperatorToken(self, request, context):
+        """Makes an operator token worthless, at once and at every hub.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +323,36 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_v1_dot_operator__pb2.SwitchoverRequest.FromString,
                     response_serializer=protos_dot_v1_dot_operator__pb2.SwitchoverResponse.SerializeToString,
             ),
+            'CancelSwitchover': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelSwitchover,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.CancelSwitchoverRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.CancelSwitchoverResponse.SerializeToString,
+            ),
+            'PlanFailover': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanFailover,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.PlanFailoverRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.PlanFailoverResponse.SerializeToString,
+            ),
+            'Failover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Failover,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.FailoverRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.FailoverResponse.SerializeToString,
+            ),
+            'PauseFailover': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseFailover,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.PauseFailoverRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.PauseFailoverResponse.SerializeToString,
+            ),
+            'ResumeFailover': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeFailover,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.ResumeFailoverRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.ResumeFailoverResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.GetHistoryRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.GetHistoryResponse.SerializeToString,
+            ),
             'RestartInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.RestartInstance,
                     request_deserializer=protos_dot_v1_dot_operator__pb2.RestartInstanceRequest.FromString,
@@ -234,6 +372,21 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=protos_dot_v1_dot_operator__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=protos_dot_v1_dot_operator__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'CreateOperatorToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateOperatorToken,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.CreateOperatorTokenRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.CreateOperatorTokenResponse.SerializeToString,
+            ),
+            'ListOperatorTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperatorTokens,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.ListOperatorTokensRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.ListOperatorTokensResponse.SerializeToString,
+            ),
+            'RevokeOperatorToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeOperatorToken,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenResponse.SerializeToString,
             ),
             'GetCredentials': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCredentials,
@@ -399,6 +552,168 @@ class OperatorService:
             _registered_method=True)
 
     @staticmethod
+    def CancelSwitchover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/CancelSwitchover',
+            protos_dot_v1_dot_operator__pb2.CancelSwitchoverRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.CancelSwitchoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanFailover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/PlanFailover',
+            protos_dot_v1_dot_operator__pb2.PlanFailoverRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.PlanFailoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Failover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/Failover',
+            protos_dot_v1_dot_operator__pb2.FailoverRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.FailoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseFailover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/PauseFailover',
+            protos_dot_v1_dot_operator__pb2.PauseFailoverRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.PauseFailoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeFailover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/ResumeFailover',
+            protos_dot_v1_dot_operator__pb2.ResumeFailoverRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.ResumeFailoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/GetHistory',
+            protos_dot_v1_dot_operator__pb2.GetHistoryRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RestartInstance(request,
             target,
             options=(),
@@ -496,6 +811,87 @@ class OperatorService:
             '/moorage.v1.OperatorService/CreateJoinToken',
             protos_dot_v1_dot_operator__pb2.CreateJoinTokenRequest.SerializeToString,
             protos_dot_v1_dot_operator__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateOperatorToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/CreateOperatorToken',
+            protos_dot_v1_dot_operator__pb2.CreateOperatorTokenRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.CreateOperatorTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperatorTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/ListOperatorTokens',
+            protos_dot_v1_dot_operator__pb2.ListOperatorTokensRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.ListOperatorTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeOperatorToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/RevokeOperatorToken',
+            protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

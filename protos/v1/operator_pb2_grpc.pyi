@@ -27,7 +27,19 @@ class OperatorServiceStub:
     Delete: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteRequest, _operator_pb2.DeleteResponse]
     """Marks an object for deletion."""
     Switchover: _aio.UnaryUnaryMultiCallable[_operator_pb2.SwitchoverRequest, _operator_pb2.SwitchoverResponse]
-    """Asks for a planned change of primary."""
+    """Asks for a planned change of primary, now or at a time."""
+    CancelSwitchover: _aio.UnaryUnaryMultiCallable[_operator_pb2.CancelSwitchoverRequest, _operator_pb2.CancelSwitchoverResponse]
+    """Takes a scheduled change of primary back."""
+    PlanFailover: _aio.UnaryUnaryMultiCallable[_operator_pb2.PlanFailoverRequest, _operator_pb2.PlanFailoverResponse]
+    """What a forced failover would do and lose, as far as is known. Changes nothing."""
+    Failover: _aio.UnaryUnaryMultiCallable[_operator_pb2.FailoverRequest, _operator_pb2.FailoverResponse]
+    """Orders a change of primary whatever is lost by it."""
+    PauseFailover: _aio.UnaryUnaryMultiCallable[_operator_pb2.PauseFailoverRequest, _operator_pb2.PauseFailoverResponse]
+    """Stops automatic failover of an instance, for maintenance."""
+    ResumeFailover: _aio.UnaryUnaryMultiCallable[_operator_pb2.ResumeFailoverRequest, _operator_pb2.ResumeFailoverResponse]
+    """Lets automatic failover of an instance go on."""
+    GetHistory: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetHistoryRequest, _operator_pb2.GetHistoryResponse]
+    """Changes of leadership of an instance, told in full."""
     RestartInstance: _aio.UnaryUnaryMultiCallable[_operator_pb2.RestartInstanceRequest, _operator_pb2.RestartInstanceResponse]
     """Asks for a rolling restart of an instance's engines."""
     Explain: _aio.UnaryUnaryMultiCallable[_operator_pb2.ExplainRequest, _operator_pb2.ExplainResponse]
@@ -36,6 +48,12 @@ class OperatorServiceStub:
     """Closes a node for new members, or opens it again."""
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateJoinTokenRequest, _operator_pb2.CreateJoinTokenResponse]
     """Makes a one-time join token."""
+    CreateOperatorToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateOperatorTokenRequest, _operator_pb2.CreateOperatorTokenResponse]
+    """Makes an operator token."""
+    ListOperatorTokens: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListOperatorTokensRequest, _operator_pb2.ListOperatorTokensResponse]
+    """All operator tokens, without their secrets."""
+    RevokeOperatorToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeOperatorTokenRequest, _operator_pb2.RevokeOperatorTokenResponse]
+    """Makes an operator token worthless, at once and at every hub."""
     GetCredentials: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetCredentialsRequest, _operator_pb2.GetCredentialsResponse]
     """How to connect to an instance, with a user's password."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.GetStatusResponse]
@@ -86,7 +104,55 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.SwitchoverRequest,
         context: _aio.ServicerContext[_operator_pb2.SwitchoverRequest, _abc.Awaitable[_operator_pb2.SwitchoverResponse]],
     ) -> _abc.Awaitable[_operator_pb2.SwitchoverResponse]:
-        """Asks for a planned change of primary."""
+        """Asks for a planned change of primary, now or at a time."""
+
+    @_abc_1.abstractmethod
+    def CancelSwitchover(
+        self,
+        request: _operator_pb2.CancelSwitchoverRequest,
+        context: _aio.ServicerContext[_operator_pb2.CancelSwitchoverRequest, _abc.Awaitable[_operator_pb2.CancelSwitchoverResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.CancelSwitchoverResponse]:
+        """Takes a scheduled change of primary back."""
+
+    @_abc_1.abstractmethod
+    def PlanFailover(
+        self,
+        request: _operator_pb2.PlanFailoverRequest,
+        context: _aio.ServicerContext[_operator_pb2.PlanFailoverRequest, _abc.Awaitable[_operator_pb2.PlanFailoverResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.PlanFailoverResponse]:
+        """What a forced failover would do and lose, as far as is known. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def Failover(
+        self,
+        request: _operator_pb2.FailoverRequest,
+        context: _aio.ServicerContext[_operator_pb2.FailoverRequest, _abc.Awaitable[_operator_pb2.FailoverResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.FailoverResponse]:
+        """Orders a change of primary whatever is lost by it."""
+
+    @_abc_1.abstractmethod
+    def PauseFailover(
+        self,
+        request: _operator_pb2.PauseFailoverRequest,
+        context: _aio.ServicerContext[_operator_pb2.PauseFailoverRequest, _abc.Awaitable[_operator_pb2.PauseFailoverResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.PauseFailoverResponse]:
+        """Stops automatic failover of an instance, for maintenance."""
+
+    @_abc_1.abstractmethod
+    def ResumeFailover(
+        self,
+        request: _operator_pb2.ResumeFailoverRequest,
+        context: _aio.ServicerContext[_operator_pb2.ResumeFailoverRequest, _abc.Awaitable[_operator_pb2.ResumeFailoverResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.ResumeFailoverResponse]:
+        """Lets automatic failover of an instance go on."""
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _operator_pb2.GetHistoryRequest,
+        context: _aio.ServicerContext[_operator_pb2.GetHistoryRequest, _abc.Awaitable[_operator_pb2.GetHistoryResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.GetHistoryResponse]:
+        """Changes of leadership of an instance, told in full."""
 
     @_abc_1.abstractmethod
     def RestartInstance(
@@ -119,6 +185,30 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_operator_pb2.CreateJoinTokenRequest, _abc.Awaitable[_operator_pb2.CreateJoinTokenResponse]],
     ) -> _abc.Awaitable[_operator_pb2.CreateJoinTokenResponse]:
         """Makes a one-time join token."""
+
+    @_abc_1.abstractmethod
+    def CreateOperatorToken(
+        self,
+        request: _operator_pb2.CreateOperatorTokenRequest,
+        context: _aio.ServicerContext[_operator_pb2.CreateOperatorTokenRequest, _abc.Awaitable[_operator_pb2.CreateOperatorTokenResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.CreateOperatorTokenResponse]:
+        """Makes an operator token."""
+
+    @_abc_1.abstractmethod
+    def ListOperatorTokens(
+        self,
+        request: _operator_pb2.ListOperatorTokensRequest,
+        context: _aio.ServicerContext[_operator_pb2.ListOperatorTokensRequest, _abc.Awaitable[_operator_pb2.ListOperatorTokensResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.ListOperatorTokensResponse]:
+        """All operator tokens, without their secrets."""
+
+    @_abc_1.abstractmethod
+    def RevokeOperatorToken(
+        self,
+        request: _operator_pb2.RevokeOperatorTokenRequest,
+        context: _aio.ServicerContext[_operator_pb2.RevokeOperatorTokenRequest, _abc.Awaitable[_operator_pb2.RevokeOperatorTokenResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.RevokeOperatorTokenResponse]:
+        """Makes an operator token worthless, at once and at every hub."""
 
     @_abc_1.abstractmethod
     def GetCredentials(

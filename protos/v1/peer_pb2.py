@@ -25,21 +25,33 @@ _sym_db = _symbol_database.Default()
 from protos.v1 import common_pb2 as protos_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/v1/peer.proto\x12\nmoorage.v1\x1a\x16protos/v1/common.proto\"\x96\x01\n\x13\x46\x61ilsafePingRequest\x12%\n\x07primary\x18\x01 \x01(\x0b\x32\x14.moorage.v1.MemberId\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x14\n\x0c\x61sked_member\x18\x03 \x01(\t\x12\x12\n\npromise_ms\x18\x04 \x01(\r\x12\x0b\n\x03\x61sk\x18\x05 \x01(\x04\x12\x13\n\x0b\x61ll_granted\x18\x06 \x01(\x04\"7\n\x14\x46\x61ilsafePingResponse\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"7\n\x13MemberStatusRequest\x12 \n\x02id\x18\x01 \x01(\x0b\x32\x14.moorage.v1.MemberId\"\x86\x01\n\x14MemberStatusResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.moorage.v1.MemberState\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.moorage.v1.Role\x12&\n\x08position\x18\x03 \x01(\x0b\x32\x14.moorage.v1.Position2\xb3\x01\n\x0bPeerService\x12Q\n\x0c\x46\x61ilsafePing\x12\x1f.moorage.v1.FailsafePingRequest\x1a .moorage.v1.FailsafePingResponse\x12Q\n\x0cMemberStatus\x12\x1f.moorage.v1.MemberStatusRequest\x1a .moorage.v1.MemberStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/v1/peer.proto\x12\nmoorage.v1\x1a\x16protos/v1/common.proto\"\x96\x01\n\x13\x46\x61ilsafePingRequest\x12%\n\x07primary\x18\x01 \x01(\x0b\x32\x14.moorage.v1.MemberId\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x14\n\x0c\x61sked_member\x18\x03 \x01(\t\x12\x12\n\npromise_ms\x18\x04 \x01(\r\x12\x0b\n\x03\x61sk\x18\x05 \x01(\x04\x12\x13\n\x0b\x61ll_granted\x18\x06 \x01(\x04\"7\n\x14\x46\x61ilsafePingResponse\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"N\n\x13MemberStatusRequest\x12 \n\x02id\x18\x01 \x01(\x0b\x32\x14.moorage.v1.MemberId\x12\x15\n\rabout_to_lead\x18\x02 \x01(\x08\"\x86\x01\n\x14MemberStatusResponse\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.moorage.v1.MemberState\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.moorage.v1.Role\x12&\n\x08position\x18\x03 \x01(\x0b\x32\x14.moorage.v1.Position\"\x82\x01\n\x12HoldClientsRequest\x12$\n\x06leader\x18\x01 \x01(\x0b\x32\x14.moorage.v1.MemberId\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x14\n\x0c\x61sked_member\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0e\n\x06\x66or_ms\x18\x05 \x01(\r\"A\n\x13HoldClientsResponse\x12\x0c\n\x04held\x18\x01 \x01(\x08\x12\x0c\n\x04\x62usy\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"C\n\x10VerifiersRequest\x12 \n\x02id\x18\x01 \x01(\x0b\x32\x14.moorage.v1.MemberId\x12\r\n\x05users\x18\x02 \x03(\t\"\x86\x01\n\x11VerifiersResponse\x12?\n\tverifiers\x18\x01 \x03(\x0b\x32,.moorage.v1.VerifiersResponse.VerifiersEntry\x1a\x30\n\x0eVerifiersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xcd\x02\n\x0bPeerService\x12Q\n\x0c\x46\x61ilsafePing\x12\x1f.moorage.v1.FailsafePingRequest\x1a .moorage.v1.FailsafePingResponse\x12Q\n\x0cMemberStatus\x12\x1f.moorage.v1.MemberStatusRequest\x1a .moorage.v1.MemberStatusResponse\x12N\n\x0bHoldClients\x12\x1e.moorage.v1.HoldClientsRequest\x1a\x1f.moorage.v1.HoldClientsResponse\x12H\n\tVerifiers\x12\x1c.moorage.v1.VerifiersRequest\x1a\x1d.moorage.v1.VerifiersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_VERIFIERSRESPONSE_VERIFIERSENTRY']._loaded_options = None
+  _globals['_VERIFIERSRESPONSE_VERIFIERSENTRY']._serialized_options = b'8\001'
   _globals['_FAILSAFEPINGREQUEST']._serialized_start=61
   _globals['_FAILSAFEPINGREQUEST']._serialized_end=211
   _globals['_FAILSAFEPINGRESPONSE']._serialized_start=213
   _globals['_FAILSAFEPINGRESPONSE']._serialized_end=268
   _globals['_MEMBERSTATUSREQUEST']._serialized_start=270
-  _globals['_MEMBERSTATUSREQUEST']._serialized_end=325
-  _globals['_MEMBERSTATUSRESPONSE']._serialized_start=328
-  _globals['_MEMBERSTATUSRESPONSE']._serialized_end=462
-  _globals['_PEERSERVICE']._serialized_start=465
-  _globals['_PEERSERVICE']._serialized_end=644
+  _globals['_MEMBERSTATUSREQUEST']._serialized_end=348
+  _globals['_MEMBERSTATUSRESPONSE']._serialized_start=351
+  _globals['_MEMBERSTATUSRESPONSE']._serialized_end=485
+  _globals['_HOLDCLIENTSREQUEST']._serialized_start=488
+  _globals['_HOLDCLIENTSREQUEST']._serialized_end=618
+  _globals['_HOLDCLIENTSRESPONSE']._serialized_start=620
+  _globals['_HOLDCLIENTSRESPONSE']._serialized_end=685
+  _globals['_VERIFIERSREQUEST']._serialized_start=687
+  _globals['_VERIFIERSREQUEST']._serialized_end=754
+  _globals['_VERIFIERSRESPONSE']._serialized_start=757
+  _globals['_VERIFIERSRESPONSE']._serialized_end=891
+  _globals['_VERIFIERSRESPONSE_VERIFIERSENTRY']._serialized_start=843
+  _globals['_VERIFIERSRESPONSE_VERIFIERSENTRY']._serialized_end=891
+  _globals['_PEERSERVICE']._serialized_start=894
+  _globals['_PEERSERVICE']._serialized_end=1227
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
+from google.protobuf.internal import containers as containers
 from protos.v1 import common_pb2 as common_pb2
 import builtins as builtins
 import sys
@@ -92,6 +94,9 @@ class MemberStatusRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
+    ABOUT_TO_LEAD_FIELD_NUMBER: builtins.int
+    about_to_lead: builtins.bool
+    """It is about to be handed the leadership: make ready what the others need to stream from it, before the answer."""
     @builtins.property
     def id(self) -> common_pb2.MemberId:
         """Which member of the peer's node."""
@@ -100,10 +105,11 @@ class MemberStatusRequest(message.Message):
         self,
         *,
         id: common_pb2.MemberId | None = ...,
+        about_to_lead: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["about_to_lead", b"about_to_lead", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,5 +140,141 @@ class MemberStatusResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["position", b"position", "role", b"role", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class HoldClientsRequest(message.Message):
+    """Let the clients of an instance wait for its next primary."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    LEADER_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    ASKED_MEMBER_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    FOR_MS_FIELD_NUMBER: builtins.int
+    term: builtins.int
+    """Its term; who knows of a higher one refuses."""
+    asked_member: builtins.str
+    """The member that is asked."""
+    request_id: builtins.str
+    """The switchover it is for."""
+    for_ms: builtins.int
+    """Milliseconds the hold lasts, counted by the peer from when it is asked; 0 = let them go on."""
+    @builtins.property
+    def leader(self) -> common_pb2.MemberId:
+        """The primary that asks."""
+
+    def __init__(
+        self,
+        *,
+        leader: common_pb2.MemberId | None = ...,
+        term: builtins.int = ...,
+        asked_member: builtins.str = ...,
+        request_id: builtins.str = ...,
+        for_ms: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["leader", b"leader"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["asked_member", b"asked_member", "for_ms", b"for_ms", "leader", b"leader", "request_id", b"request_id", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class HoldClientsResponse(message.Message):
+    """What the proxy beside the peer says."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    HELD_FIELD_NUMBER: builtins.int
+    BUSY_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    held: builtins.bool
+    """True: the hold (or its end) is in force at the peer's proxy."""
+    busy: builtins.int
+    """Write sessions there that are still at work: inside a transaction, or waiting for an answer."""
+    reason: builtins.str
+    """Why not."""
+    def __init__(
+        self,
+        *,
+        held: builtins.bool = ...,
+        busy: builtins.int = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["busy", b"busy", "held", b"held", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class VerifiersRequest(message.Message):
+    """By what are these users checked?"""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    USERS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def id(self) -> common_pb2.MemberId:
+        """The member that is asked."""
+
+    @builtins.property
+    def users(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of roles."""
+
+    def __init__(
+        self,
+        *,
+        id: common_pb2.MemberId | None = ...,
+        users: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["id", b"id", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class VerifiersResponse(message.Message):
+    """What the engine keeps; secrets, never logged."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class VerifiersEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERIFIERS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def verifiers(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """By user; one without a role or a password is left out."""
+
+    def __init__(
+        self,
+        *,
+        verifiers: abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["verifiers", b"verifiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -45,6 +45,16 @@ class PeerServiceStub:
                 request_serializer=protos_dot_v1_dot_peer__pb2.MemberStatusRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_peer__pb2.MemberStatusResponse.FromString,
                 _registered_method=True)
+        self.HoldClients = channel.unary_unary(
+                '/moorage.v1.PeerService/HoldClients',
+                request_serializer=protos_dot_v1_dot_peer__pb2.HoldClientsRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_peer__pb2.HoldClientsResponse.FromString,
+                _registered_method=True)
+        self.Verifiers = channel.unary_unary(
+                '/moorage.v1.PeerService/Verifiers',
+                request_serializer=protos_dot_v1_dot_peer__pb2.VerifiersRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_peer__pb2.VerifiersResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -60,7 +70,22 @@ class PeerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MemberStatus(self, request, context):
-        """How the peer's member is right now, straight from its agent.
+        """How the peer's member is right now: its agent looks before it answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldClients(self, request, context):
+        """A primary that hands over lets the clients at every member's proxy wait: what runs is finished, nothing new begins.
+        Answered when the proxy has it in force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verifiers(self, request, context):
+        """By what the peer's engine checks passwords, for the proxy of a node whose own engine cannot say.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +103,16 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.MemberStatus,
                     request_deserializer=protos_dot_v1_dot_peer__pb2.MemberStatusRequest.FromString,
                     response_serializer=protos_dot_v1_dot_peer__pb2.MemberStatusResponse.SerializeToString,
+            ),
+            'HoldClients': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldClients,
+                    request_deserializer=protos_dot_v1_dot_peer__pb2.HoldClientsRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_peer__pb2.HoldClientsResponse.SerializeToString,
+            ),
+            'Verifiers': grpc.unary_unary_rpc_method_handler(
+                    servicer.Verifiers,
+                    request_deserializer=protos_dot_v1_dot_peer__pb2.VerifiersRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_peer__pb2.VerifiersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +170,60 @@ class PeerService:
             '/moorage.v1.PeerService/MemberStatus',
             protos_dot_v1_dot_peer__pb2.MemberStatusRequest.SerializeToString,
             protos_dot_v1_dot_peer__pb2.MemberStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldClients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.PeerService/HoldClients',
+            protos_dot_v1_dot_peer__pb2.HoldClientsRequest.SerializeToString,
+            protos_dot_v1_dot_peer__pb2.HoldClientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verifiers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.PeerService/Verifiers',
+            protos_dot_v1_dot_peer__pb2.VerifiersRequest.SerializeToString,
+            protos_dot_v1_dot_peer__pb2.VerifiersResponse.FromString,
             options,
             channel_credentials,
             insecure,

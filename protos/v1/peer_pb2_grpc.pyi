@@ -21,7 +21,13 @@ class PeerServiceStub:
     stand for leadership for promise_ms.
     """
     MemberStatus: _aio.UnaryUnaryMultiCallable[_peer_pb2.MemberStatusRequest, _peer_pb2.MemberStatusResponse]
-    """How the peer's member is right now, straight from its agent."""
+    """How the peer's member is right now: its agent looks before it answers."""
+    HoldClients: _aio.UnaryUnaryMultiCallable[_peer_pb2.HoldClientsRequest, _peer_pb2.HoldClientsResponse]
+    """A primary that hands over lets the clients at every member's proxy wait: what runs is finished, nothing new begins.
+    Answered when the proxy has it in force.
+    """
+    Verifiers: _aio.UnaryUnaryMultiCallable[_peer_pb2.VerifiersRequest, _peer_pb2.VerifiersResponse]
+    """By what the peer's engine checks passwords, for the proxy of a node whose own engine cannot say."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Between the agents of one instance, over mTLS on the data network."""
@@ -42,6 +48,24 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.MemberStatusRequest,
         context: _aio.ServicerContext[_peer_pb2.MemberStatusRequest, _abc.Awaitable[_peer_pb2.MemberStatusResponse]],
     ) -> _abc.Awaitable[_peer_pb2.MemberStatusResponse]:
-        """How the peer's member is right now, straight from its agent."""
+        """How the peer's member is right now: its agent looks before it answers."""
+
+    @_abc_1.abstractmethod
+    def HoldClients(
+        self,
+        request: _peer_pb2.HoldClientsRequest,
+        context: _aio.ServicerContext[_peer_pb2.HoldClientsRequest, _abc.Awaitable[_peer_pb2.HoldClientsResponse]],
+    ) -> _abc.Awaitable[_peer_pb2.HoldClientsResponse]:
+        """A primary that hands over lets the clients at every member's proxy wait: what runs is finished, nothing new begins.
+        Answered when the proxy has it in force.
+        """
+
+    @_abc_1.abstractmethod
+    def Verifiers(
+        self,
+        request: _peer_pb2.VerifiersRequest,
+        context: _aio.ServicerContext[_peer_pb2.VerifiersRequest, _abc.Awaitable[_peer_pb2.VerifiersResponse]],
+    ) -> _abc.Awaitable[_peer_pb2.VerifiersResponse]:
+        """By what the peer's engine checks passwords, for the proxy of a node whose own engine cannot say."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _aio.Server) -> None: ...

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 
-def error(sqlstate: str, message: str, hint: str = "", *, severity: str = "FATAL") -> bytes:
-    """An ErrorResponse; clients show message and hint, drivers look at the SQLSTATE."""
+def error(sqlstate: str, message: str, hint: str = "", *, detail: str = "", severity: str = "FATAL") -> bytes:
+    """An ErrorResponse; clients show message, detail and hint, drivers look at the SQLSTATE."""
     fields = [("S", severity), ("V", severity), ("C", sqlstate), ("M", message)]
-    if hint:
-        fields.append(("H", hint))
+    fields += [(code, text) for code, text in (("D", detail), ("H", hint)) if text]
     body = b"".join(code.encode() + text.encode() + b"\0" for code, text in fields) + b"\0"
     return b"E" + struct.pack("!I", len(body) + 4) + body
 
 
-FAILOVER = error(
-    "57P01", "terminating connection: the primary has changed", "Connect again and repeat the transaction."
-)
-SERVER_LOST = error(
-    "57P01", "terminating connection: the server has ended", "Connect again and repeat the transaction."
-)
+Farewell = Callable[[str], bytes]  # from the reason why a session was not taken along
+AGAIN = "Connect again and repeat the transaction."
+
+
+def failover(detail: str = "") -> bytes:
+    return error("57P01", "terminating connection: the primary has changed", AGAIN, detail=detail)
+
+
+def server_lost(detail: str = "") -> bytes:
+    return error("57P01", "terminating connection: the server has ended", AGAIN, detail=detail)
+
+
 SHUTDOWN = error("57P01", "terminating connection: the proxy is stopping", "Connect again.")
 STARTUP_TIMEOUT = error("08006", "the client did not complete its startup in time")
 TOO_MANY = error("53300", "sorry, too many clients at this proxy already", "Connect to another node's proxy.")
-TLS_REQUIRED = error("28000", "this instance accepts TLS connections only", "Use sslmode=require or stronger.")
 NO_ALPN = error("08P01", "direct TLS must name the protocol `postgresql` by ALPN", "Use sslnegotiation=postgres.")
 STUFFED = error("08P01", "received unencrypted data after a TLS request")
 TOO_MANY_WAIT = error("53300", "too many clients wait for a primary of this instance already", "Try again later.")

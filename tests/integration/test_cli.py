@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import yaml
 
 from core.identity import make_ca
 from core.ids import InstanceRef
-from core.records import Event, HaRecord, InstanceStatus, NodeRecord
+from core.records import Event, HaRecord, InstanceStatus, LeaderRecord, NodeRecord
 from core.status import Condition, ConditionType, Phase
 from hub.etcd import keys, txns
 from tests.support.api import Api, empty, one_etcd, running_api
@@ -73,6 +75,26 @@ class Ctl:
         done = subprocess.run(command, input=input, capture_output=True, text=True, env=self.environ, timeout=WITHIN_S)
         assert "Traceback" not in done.stderr
         return Answer(done.returncode, done.stdout, done.stderr)
+
+    async def on_terminal(self, typed: str, *arguments: str) -> Answer:
+        """As a person at a terminal who types one line; `out` is all that the terminal shows."""
+        return await asyncio.to_thread(self._typed, typed, arguments)
+
+    def _typed(self, typed: str, arguments: tuple[str, ...]) -> Answer:
+        own, theirs = os.openpty()
+        try:
+            process = subprocess.Popen(
+                [MOORCTL, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=self.environ
+            )
+            os.close(theirs)
+            os.write(own, f"{typed}\n".encode())
+            shown = b""
+            with contextlib.suppress(OSError):  # the last one to hold the terminal has gone
+                while part := os.read(own, 65536):
+                    shown += part
+            return Answer(process.wait(WITHIN_S), shown.decode(), "")
+        finally:
+            os.close(own)
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
@@ -285,6 +307,112 @@ async def test_switchover_that_was_rolled_back_is_a_failure(api: Api, ctl: Ctl) 
     assert b"moorctl event list --object demo/orders" in err
 
 
+async def test_switchover_is_scheduled_shown_and_cancelled(api: Api, ctl: Ctl) -> None:
+    await running_orders(api, ctl)
+    planned = await ctl("instance", "switchover", "demo/orders", "--to", "m2", "--at", "+10m")
+    assert planned.status == 0, planned.err
+    assert planned.out.startswith("instance demo/orders: switchover to m2 at 20")
+    assert "scheduled:   switchover to m2 at 20" in (await ctl("instance", "show", "demo/orders")).out
+    again = await ctl("instance", "switchover", "demo/orders")
+    assert again.status == 4
+    assert "moorctl instance switchover demo/orders --cancel" in again.err
+    cancelled = (await ctl("instance", "switchover", "demo/orders", "--cancel", "-o", "json")).json()
+    assert (cancelled["name"], cancelled["to"]) == ("demo/orders", "m2")
+    past = await ctl("instance", "switchover", "demo/orders", "--at", "2020-01-01T00:00Z")
+    assert past.status == 2
+    assert "is past" in past.err
+
+
+async def test_pause_is_seen_wherever_one_looks_until_resume(api: Api, ctl: Ctl) -> None:
+    await running_orders(api, ctl)
+    paused = await ctl("instance", "pause", "demo/orders", "--reason", "new disks")
+    assert paused.out.startswith("instance demo/orders: automatic failover is paused by admin since 20")
+    assert "moorctl instance resume demo/orders" in paused.err
+    shown = (await ctl("instance", "show", "demo/orders")).out
+    assert re.search(r"^failover:    paused by admin \d+s ago \(new disks\)$", shown, re.MULTILINE)
+    assert (await ctl("instance", "resume", "demo/orders")).out == "instance demo/orders: automatic failover is on\n"
+    told = (await ctl("instance", "history", "demo/orders")).out
+    assert "term 1  automatic failover was paused\n  why     automatic failover paused by admin: new disks\n" in told
+    entries = (await ctl("instance", "history", "demo/orders", "-o", "json")).json()
+    assert [entry["kind"] for entry in entries] == ["paused", "resumed"]
+
+
+async def test_history_of_an_instance_that_nobody_has_led_is_a_remark(ctl: Ctl) -> None:
+    await ctl("instance", "create", "demo/orders", "--create-project", "--no-wait")
+    told = await ctl("instance", "history", "demo/orders")
+    assert (told.status, told.out, told.err) == (0, "", "nobody has led demo/orders yet\n")
+    assert (await ctl("instance", "history", "demo/none")).status == 3
+
+
+async def test_failover_without_force_explains_and_ends_with_2(api: Api, ctl: Ctl) -> None:
+    await running_orders(api, ctl)
+    await api.put(keys.ha(ORDERS), replace(api.hub.mirror.ha[ORDERS].record, system_id="7"))
+    told = await ctl("instance", "failover", "demo/orders")
+    assert told.status == 2
+    assert told.out.splitlines()[0] == "demo/orders: m1 leads in term 1 and is alive"
+    assert "Better: m1 is alive: `moorctl instance switchover demo/orders --to m2`" in told.out
+    assert "moorctl instance failover demo/orders --force" in told.err
+    assert (await ctl("instance", "failover", "demo/orders", "--to", "m1", "--force", "--yes")).status == 2
+    unconfirmed = await ctl("instance", "failover", "demo/orders", "--force")
+    assert unconfirmed.status == 2
+    assert "needs to be confirmed" in unconfirmed.err
+    assert api.hub.mirror.ha[ORDERS].record.forced is None
+
+
+async def test_who_forces_a_failover_types_the_name_of_the_instance(api: Api, ctl: Ctl) -> None:
+    await running_orders(api, ctl)
+    await api.put(keys.ha(ORDERS), replace(api.hub.mirror.ha[ORDERS].record, system_id="7"))
+    command = ("instance", "failover", "demo/orders", "--force", "--no-wait")
+    mistyped = await ctl.on_terminal("demo/order", *command)
+    assert mistyped.status == 130
+    assert "Type demo/orders to confirm" in mistyped.out
+    assert api.hub.mirror.ha[ORDERS].record.forced is None
+    assert (await ctl.on_terminal("demo/orders", *command)).status == 0
+    ordered = api.hub.mirror.ha[ORDERS].record.forced
+    assert ordered is not None
+    assert ordered.target == "m2"
+
+
+async def test_forced_failover_waits_until_the_target_accepts_writes(api: Api, ctl: Ctl) -> None:
+    await running_orders(api, ctl)
+    await api.put(keys.ha(ORDERS), replace(api.hub.mirror.ha[ORDERS].record, system_id="7"))
+    process = await ctl.start("instance", "failover", "demo/orders", "--force", "--yes", "-o", "json")
+
+    async def ordered() -> bool:
+        return api.hub.mirror.ha[ORDERS].record.forced is not None
+
+    await eventually(ordered, within=20)
+    await api.place(ORDERS, "n1", "n2", leader="m2")
+    await api.put(keys.leader(ORDERS), LeaderRecord(member="m2", node="n2", term=2))
+    await api.put(keys.ha(ORDERS), HaRecord(term=2, leader="m2"))
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err
+    told = json.loads(out)
+    assert (told["to"], told["after_term"]) == ("m2", 1)
+    assert "async: commits that m1 acknowledged and m2 had not received are lost" in told["loss"]
+
+
+async def test_what_is_particular_to_members_is_shown(api: Api, ctl: Ctl) -> None:
+    await running_orders(api, ctl)
+    assert "TAGS" not in (await ctl("instance", "show", "demo/orders")).out
+    (pair,) = [pair for pair in api.hub.mirror.members if pair[0] == "n2"]
+    tagged = replace(api.hub.mirror.members[pair].record, no_failover=True, priority=10, upstream="m1")
+    await api.put(keys.member(*pair), tagged)
+    shown = (await ctl("instance", "show", "demo/orders")).out
+    assert "no_failover priority=10 upstream=m1" in shown
+    page = (await ctl("instance", "show", "demo/orders", "-o", "json")).json()
+    assert page["status"]["members"][1]["tags"] == {"no_failover": True, "priority": 10, "upstream": "m1"}
+
+
+async def test_how_commits_are_acknowledged_is_chosen_and_shown(api: Api, ctl: Ctl) -> None:
+    arguments = ("--replicas", "2", "--quorum", "2", "--no-strict", "--create-project", "--no-wait")
+    made = await ctl("instance", "create", "demo/orders", *arguments)
+    assert made.status == 0, made.err
+    assert api.hub.mirror.instances[ORDERS].record.spec["replication"]["k"] == 2
+    assert "replication: quorum of 2, not strict" in (await ctl("instance", "show", "demo/orders")).out
+
+
 async def test_explain_tells_why(api: Api, ctl: Ctl, tmp_path: Path) -> None:
     await running_orders(api, ctl)
     file = tmp_path / "big.yaml"
@@ -352,6 +480,23 @@ async def test_names_are_completed_from_the_hub(api: Api, ctl: Ctl) -> None:
     await running_orders(api, ctl)
     ctl.environ |= {"_MOORCTL_COMPLETE": "bash_complete", "COMP_WORDS": "moorctl instance show de", "COMP_CWORD": "3"}
     assert (await ctl()).out == "plain,demo/orders\n"
+
+
+async def test_operator_tokens_are_made_listed_and_revoked(ctl: Ctl, tmp_path: Path) -> None:
+    made = await ctl("token", "create", "ada", "--role", "operator")
+    assert made.status == 0, made.err
+    file = tmp_path / "ada.token"
+    file.write_text(made.out)
+    as_ada = ("--token-file", str(file))
+    assert (await ctl("instance", "list", *as_ada)).status == 0
+    assert (await ctl("token", "list", *as_ada)).status == 6
+    rows = [line.split() for line in (await ctl("token", "list")).out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [["ada", "operator"], ["admin", "admin"]]
+    assert rows[1][-1] == "you"
+    assert (await ctl("token", "revoke", "ada")).status == 2  # nobody there to answer
+    assert (await ctl("token", "revoke", "ada", "--yes")).out.endswith(" of ada revoked\n")
+    assert (await ctl("instance", "list", *as_ada)).status == 6
+    assert (await ctl("token", "revoke", "admin", "--yes")).status == 4
 
 
 # --- the whole and its events ---------------------------------------------------------------------------------------

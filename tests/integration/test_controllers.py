@@ -11,7 +11,7 @@ import pytest
 
 from core.clock import SystemClock
 from core.ids import InstanceRef, MemberName, MemberRef
-from core.records import HaRecord, InstanceRecord, MemberDesired, to_json
+from core.records import ForcedFailover, HaRecord, InstanceRecord, MemberDesired, ScheduledSwitchover, to_json
 from core.status import ConditionType, MemberState, Phase
 from hub.claims import Claim
 from hub.controllers import Controllers
@@ -492,3 +492,112 @@ async def test_control_rests_while_etcd_is_away_and_goes_on_afterwards(tmp_path:
 
             await eventually(phase, lambda seen: seen is Phase.CREATING, within=30)
             running.cancel()
+
+
+# --- wishes that time ends --------------------------------------------------------------------------------------------
+
+
+async def schedule(stage: Stage, hub: ControlledHub, *, in_s: float, target: str = "m2") -> None:
+    now = hub.clock.wall()
+    wish = ScheduledSwitchover(id="s1", at=now + in_s, target=target, requested_by="ada", requested_at=now)
+    await stage.write(txns.Put(keys.ha(ORDERS), to_json(replace(ha_of(stage), scheduled=wish))))
+
+
+async def test_a_scheduled_switchover_is_asked_for_within_a_second_of_its_time(
+    stage: Stage, hub: ControlledHub
+) -> None:
+    await stage.apply()
+    await hub.settle()
+    await schedule(stage, hub, in_s=12.0)
+    hub.clock.advance(11.5)
+    await hub.look()
+    assert ha_of(stage).switchover is None
+    hub.clock.advance(1.1)
+    await hub.look()
+    asked = ha_of(stage).switchover
+    assert asked is not None
+    assert (asked.id, asked.target, asked.requested_by, ha_of(stage).scheduled) == ("s1", "m2", "ada", None)
+    assert "switchover_requested" in stage.events()
+
+
+async def test_a_scheduled_switchover_of_an_instance_that_is_not_well_is_dropped(
+    stage: Stage, hub: ControlledHub
+) -> None:
+    await stage.apply()
+    await hub.settle()
+    await schedule(stage, hub, in_s=5.0)
+    stage.down["m3"] = MemberState.CRASHED
+    await hub.settle()
+    hub.clock.advance(6)
+    await hub.look()
+    assert (ha_of(stage).switchover, ha_of(stage).scheduled) == (None, None)
+    dropped = stage.mirror.events[-1]
+    assert (dropped.event, dropped.severity) == ("switchover_dropped", "warning")
+    assert "the instance is not healthy (the engine of m3 on n3" in dropped.message
+
+
+async def test_a_scheduled_switchover_that_no_hub_was_there_for_is_dropped_by_the_next_one(
+    stage: Stage, hub: ControlledHub
+) -> None:
+    await stage.apply()
+    await hub.settle()
+    await schedule(stage, hub, in_s=5.0)
+    successor = await stage.hub(name="hub2")
+    successor.clock.advance(hub.clock.now() + 5.0 + 16 * 60)
+    await successor.look()
+    assert (ha_of(stage).switchover, ha_of(stage).scheduled) == (None, None)
+    assert "no hub was at work for 16 minutes after its time" in stage.mirror.events[-1].message
+    assert ha_of(stage).history[-1].kind == "switchover_ended"
+
+
+@pytest.mark.parametrize("unheard", [False, True])
+async def test_a_hub_that_dies_while_it_asks_for_a_scheduled_switchover_asks_once(stage: Stage, unheard: bool) -> None:
+    await stage.apply()
+    hub = await stage.hub()
+    await hub.settle()
+    await schedule(stage, hub, in_s=1.0)
+    mortal = await stage.hub(name="hub2", left=0, unheard=unheard)
+    mortal.clock.advance(hub.clock.now() + 2.0)
+    with pytest.raises(Killed):
+        await mortal.look()
+    successor = await stage.hub(name="hub3")
+    successor.clock.advance(hub.clock.now() + 3.0)
+    await successor.look()
+    assert ha_of(stage).scheduled is None
+    assert ha_of(stage).switchover is not None
+    assert stage.events().count("switchover_requested") == 1
+
+
+async def test_an_order_that_nobody_carried_out_is_dropped(stage: Stage, hub: ControlledHub) -> None:
+    await stage.apply()
+    await hub.settle()
+    now = hub.clock.wall()
+    order = ForcedFailover(id="o1", target="m3", after_term=1, requested_by="ada", requested_at=now)
+    await stage.write(txns.Put(keys.ha(ORDERS), to_json(replace(ha_of(stage), forced=order))))
+    hub.clock.advance(30)
+    await hub.look()
+    assert ha_of(stage).forced == order
+    hub.clock.advance(20)
+    await hub.look()
+    assert ha_of(stage).forced is None
+    assert (stage.mirror.events[-1].event, stage.mirror.events[-1].severity) == ("failover_dropped", "error")
+
+
+async def test_a_pause_is_a_condition_and_no_trouble(stage: Stage, hub: ControlledHub) -> None:
+    await stage.apply()
+    await hub.settle()
+    paused = replace(ha_of(stage), paused=True, paused_by="ada", paused_at=hub.clock.wall())
+    await stage.write(txns.Put(keys.ha(ORDERS), to_json(paused)))
+    await hub.settle()
+    told = stage.condition(ConditionType.AUTOMATIC_FAILOVER)
+    assert (told.status, told.reason, stage.status().phase) == (False, "Paused", Phase.RUNNING)
+
+
+async def test_changed_tags_reach_members_without_a_restart(stage: Stage, hub: ControlledHub) -> None:
+    await stage.apply()
+    await hub.settle()
+    await stage.apply(members={"m2": {"no_failover": True, "priority": 4}})
+    await hub.settle()
+    desired = {name: (one.no_failover, one.priority, one.restart_id) for name, one in stage.members().items()}
+    assert desired == {"m1": (False, 0, 0), "m2": (True, 4, 0), "m3": (False, 0, 0)}
+    assert stage.status().phase is Phase.RUNNING

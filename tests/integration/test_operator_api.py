@@ -16,8 +16,17 @@ from grpc import StatusCode
 from core import scram
 from core.identity import new_operator_token
 from core.ids import InstanceRef
-from core.records import HaRecord, InstanceStatus, NodeRecord
-from core.status import Role
+from core.records import (
+    Ballot,
+    HaRecord,
+    InstanceStatus,
+    LeadershipChange,
+    NodeRecord,
+    StepTaken,
+    SwitchoverRequest,
+    SyncRecord,
+)
+from core.status import Condition, ConditionType, Role
 from hub.etcd import keys
 from hub.secrets import REPLICATION_USER
 from protos.v1 import operator_pb2 as pb
@@ -322,8 +331,6 @@ async def test_switchover_that_cannot_be_is_refused_with_the_reason(api: Api) ->
     )
     await api.put(keys.silent("n2"), NodeRecord(name="n2"))
     await check_switchover(api, "m2", StatusCode.FAILED_PRECONDITION, "node n2 of m2 is silent, so it cannot become")
-    await api.put(keys.ha(ORDERS), HaRecord(term=1, leader="m1", paused=True))
-    await check_switchover(api, "m2", StatusCode.FAILED_PRECONDITION, "leadership is paused")
     assert api.hub.mirror.ha[ORDERS].record.switchover is None
 
 
@@ -331,6 +338,275 @@ async def check_switchover(api: Api, target: str, code: StatusCode, message: str
     with refused(code) as refusal:
         await api.call(pb.SwitchoverRequest(name="demo/orders", target=target))
     assert refusal.text.startswith(f"demo/orders: {message}")
+
+
+def ha_of(api: Api) -> HaRecord:
+    return api.hub.mirror.ha[ORDERS].record
+
+
+async def change_ha(api: Api, **fields: Any) -> None:
+    await api.put(keys.ha(ORDERS), replace(ha_of(api), **fields))
+
+
+async def test_switchover_is_scheduled_once_and_taken_back(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    asked = await api.call(pb.SwitchoverRequest(name="demo/orders", target="m2", delay_ms=600_000))
+    assert asked.at_ms / 1000 == pytest.approx(api.hub.clock.wall() + 600, abs=5)
+    wish = ha_of(api).scheduled
+    assert wish is not None
+    assert (wish.id, wish.target, wish.requested_by, ha_of(api).switchover) == (asked.id, "m2", "admin", None)
+    for at_ms in (0, asked.at_ms + 1000):
+        with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+            await api.call(pb.SwitchoverRequest(name="demo/orders", at_ms=at_ms))
+        assert refusal.error["what"].startswith("admin has scheduled a switchover to m2 for ")
+        assert refusal.error["hint"] == "Take that one back first: moorctl instance switchover demo/orders --cancel"
+    cancelled = await api.call(pb.CancelSwitchoverRequest(name="demo/orders"))
+    assert (cancelled.id, cancelled.target, cancelled.at_ms) == (asked.id, "m2", asked.at_ms)
+    assert ha_of(api).scheduled is None
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.CancelSwitchoverRequest(name="demo/orders"))
+    assert refusal.text == "demo/orders: no switchover is scheduled"
+    told = [event.event for event in await api.events("demo/orders", count=3)]
+    assert told == ["instance_created", "switchover_scheduled", "switchover_cancelled"]
+
+
+async def test_switchover_that_has_begun_is_not_taken_back(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    await api.call(pb.SwitchoverRequest(name="demo/orders"))
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.CancelSwitchoverRequest(name="demo/orders"))
+    assert "has begun" in refusal.text
+
+
+@pytest.mark.parametrize(
+    ("when", "code", "told"),
+    [
+        ({"at_ms": 1000}, StatusCode.INVALID_ARGUMENT, "--at: 1970-01-01 00:00:01 UTC is past: it is "),
+        ({"delay_ms": 91 * 86_400_000}, StatusCode.INVALID_ARGUMENT, "is more than 90 days ahead"),
+        ({"at_ms": 1 << 63}, StatusCode.INVALID_ARGUMENT, "at_ms: is too far ahead"),
+        ({"at_ms": 1 << 42, "delay_ms": 1}, StatusCode.INVALID_ARGUMENT, "give a time or a delay, not both"),
+        ({"delay_ms": 1000, "target": "m9"}, StatusCode.NOT_FOUND, "member 'm9' does not exist"),
+        ({"delay_ms": 1000, "target": "m1"}, StatusCode.FAILED_PRECONDITION, "m1 is the primary already"),
+    ],
+)
+async def test_switchover_that_can_never_be_is_not_scheduled(
+    api: Api, when: dict[str, Any], code: StatusCode, told: str
+) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    with refused(code) as refusal:
+        await api.call(pb.SwitchoverRequest(name="demo/orders", **when))
+    assert told in refusal.text
+    assert ha_of(api).scheduled is None
+
+
+async def test_what_may_pass_by_then_does_not_keep_a_switchover_from_being_scheduled(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    await api.put(keys.silent("n2"), NodeRecord(name="n2"))
+    await api.call(pb.SwitchoverRequest(name="demo/orders", target="m2", delay_ms=60_000))
+    assert ha_of(api).scheduled is not None
+
+
+async def test_pause_is_laid_down_with_who_and_why_and_ended_by_resume(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    for reason in ("new\ndisk", "another"):
+        await api.call(pb.PauseFailoverRequest(name="demo/orders", reason=reason))
+    ha = ha_of(api)
+    assert (ha.paused, ha.paused_by, ha.pause_reason) == (True, "admin", "new disk")
+    assert ha.paused_at == pytest.approx(api.hub.clock.wall(), abs=5)
+    _, status = await api.get(pb.KIND_INSTANCE, "demo/orders")
+    assert (status["ha"]["paused_by"], status["ha"]["pause_reason"]) == ("admin", "new disk")
+    await api.call(pb.SwitchoverRequest(name="demo/orders", target="m2"))  # a person's wish: a pause does not forbid it
+    for _ in range(2):
+        await api.call(pb.ResumeFailoverRequest(name="demo/orders"))
+    ha = ha_of(api)
+    assert (ha.paused, ha.paused_by, ha.paused_at, ha.pause_reason) == (False, "", 0.0, "")
+    assert ha.switchover is not None
+    assert [(line.kind, line.reason) for line in ha.history] == [
+        ("paused", "automatic failover paused by admin: new disk"),
+        ("resumed", "automatic failover resumed by admin"),
+    ]
+    told = [event.event for event in await api.events("demo/orders", count=4)]
+    assert told == ["instance_created", "failover_paused", "switchover_requested", "failover_resumed"]
+
+
+async def test_wishes_need_an_instance_that_is_placed(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    for request in (
+        pb.SwitchoverRequest(name="demo/orders", delay_ms=1000),
+        pb.CancelSwitchoverRequest(name="demo/orders"),
+        pb.PauseFailoverRequest(name="demo/orders"),
+        pb.ResumeFailoverRequest(name="demo/orders"),
+        pb.PlanFailoverRequest(name="demo/orders"),
+        pb.FailoverRequest(name="demo/orders", target="m2"),
+    ):
+        with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+            await api.call(request)
+        assert "not placed yet" in refusal.text
+    assert list((await api.call(pb.GetHistoryRequest(name="demo/orders"))).entries_json) == []
+    with refused(StatusCode.NOT_FOUND):
+        await api.call(pb.GetHistoryRequest(name="demo/none"))
+
+
+async def test_of_two_wishes_at_the_same_moment_both_are_judged_by_what_is_there(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    wishes = [pb.SwitchoverRequest(name="demo/orders", delay_ms=1000 * n) for n in range(1, 4)]
+    outcomes = await asyncio.gather(
+        *(api.call(wish) for wish in wishes),
+        api.call(pb.PauseFailoverRequest(name="demo/orders")),
+        return_exceptions=True,
+    )
+    failures = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+    assert [failure.code() for failure in failures] == [StatusCode.FAILED_PRECONDITION] * 2
+    assert ha_of(api).paused
+    assert ha_of(api).scheduled is not None
+
+
+# --- forced failover -----------------------------------------------------------------------------------------------
+
+
+async def lost_primary(api: Api) -> None:
+    """m1 led in term 1 and its node is gone; m2 confirmed every commit and its node is gone as well; m3 is there."""
+    await api.apply(PROJECT, {**INSTANCE, "replicas": 2, "replication": {"mode": "sync"}})
+    await api.place(ORDERS, "n1", "n2", "n3")
+    await api.hub.client.delete_prefix(keys.leader(ORDERS))
+    await change_ha(api, system_id="7", sync=SyncRecord(mode="sync", k=1, names=("m2",)))
+    for node in ("n1", "n2"):
+        await api.put(keys.silent(node), NodeRecord(name=node))
+    await eventually(lambda: asyncio.sleep(0, ORDERS not in api.hub.mirror.leaders), within=5)
+
+
+async def plan(api: Api, target: str = "") -> dict[str, Any]:
+    answer = await api.call(pb.PlanFailoverRequest(name="demo/orders", target=target))
+    found: dict[str, Any] = json.loads(answer.plan_json)
+    return found
+
+
+async def test_plan_of_a_failover_tells_what_would_be_lost_and_changes_nothing(api: Api) -> None:
+    await lost_primary(api)
+    ballot = Ballot(member="m3", node="n3", term=2, timeline=1, lsn=0x5000000, leader_lsn=0x5000400)
+    await api.put(keys.ballot(ORDERS, 2, "m3"), ballot)
+    before = ha_of(api)
+    found = await plan(api)
+    assert (found["target"], found["loss"], found["obstacle"], found["furthest"]) == ("m3", "possible", None, "m1")
+    assert found["loss_text"].startswith("m3 is not in the sync set (m2): commits that it lacks are lost")
+    m3 = next(member for member in found["members"] if member["name"] == "m3")
+    assert (m3["lsn"], m3["position_from"], m3["behind_bytes"]) == ("0/5000000", "ballot", 1024)
+    assert found["waits_for"] == ["m1: node n1 is silent", "m2: node n2 is silent"]
+    assert (await plan(api, "m2"))["obstacle"].startswith("node n2 of m2 is silent")
+    with refused(StatusCode.NOT_FOUND):
+        await plan(api, "m9")
+    assert ha_of(api) == before
+
+
+async def test_forced_failover_is_ordered_for_the_term_that_was_judged(api: Api) -> None:
+    await lost_primary(api)
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.FailoverRequest(name="demo/orders", target="m3", after_term=7))
+    assert refusal.error["what"] == "things have changed: m1 has led in term 1 since, not 7"
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.FailoverRequest(name="demo/orders", target="m2", after_term=1))
+    assert "would not hear of the order" in refusal.text
+    with refused(StatusCode.INVALID_ARGUMENT):
+        await api.call(pb.FailoverRequest(name="demo/orders", after_term=1))
+    await change_ha(api, switchover=SwitchoverRequest(id="old", target="m2"), paused=True)
+    request = pb.FailoverRequest(name="demo/orders", target="m3", after_term=1)
+    order = (await api.call(request)).id
+    assert (await api.call(request)).id == order  # sent twice is asked once
+    ha = ha_of(api)
+    assert ha.forced is not None
+    assert (ha.forced.id, ha.forced.target, ha.forced.after_term, ha.forced.requested_by) == (order, "m3", 1, "admin")
+    assert ha.switchover is None
+    (line,) = ha.history
+    assert (line.kind, line.member) == ("ordered", "m3")
+    assert "commits that it lacks are lost" in line.loss
+    assert (await api.get(pb.KIND_INSTANCE, "demo/orders"))[1]["ha"]["forced"]["id"] == order
+    told = await api.events("demo/orders", count=2)
+    assert (told[-1].event, told[-1].severity) == ("failover_forced", "warning")
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.SwitchoverRequest(name="demo/orders"))
+    assert "a forced failover to m3 is under way" in refusal.text
+    entries = [json.loads(text) for text in (await api.call(pb.GetHistoryRequest(name="demo/orders"))).entries_json]
+    assert [entry["kind"] for entry in entries] == ["ordered"]
+
+
+async def test_failover_of_what_was_never_initialised_is_refused(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.FailoverRequest(name="demo/orders", target="m2", after_term=1))
+    assert "never been initialised" in refusal.text
+
+
+async def test_plan_while_the_primary_lives_advises_a_switchover(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    found = await plan(api)
+    assert (found["primary_alive"], found["leader"], found["target"]) == (True, "m1", "m2")
+    assert "moorctl instance switchover demo/orders --to m2" in found["advice"]
+
+
+# --- history -------------------------------------------------------------------------------------------------------
+
+
+async def test_history_is_whole_and_as_long_as_asked(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    steps = (StepTaken(name="promoted", took_s=0.25),)
+    lines = tuple(
+        LeadershipChange(term=term, member="m1", reason="x", at=1.0, kind="led", ballots=("m1 at 0/1",), steps=steps)
+        for term in range(1, 6)
+    )
+    await change_ha(api, history=lines)
+    viewer = await api.operator("viewer")
+    answer = await api.call(pb.GetHistoryRequest(name="demo/orders", limit=2), token=viewer)
+    entries = [json.loads(text) for text in answer.entries_json]
+    assert [entry["term"] for entry in entries] == [4, 5]
+    assert entries[0]["steps"] == [{"name": "promoted", "took_s": 0.25}]
+    assert (entries[0]["at"], entries[0]["ballots"]) == ("1970-01-01T00:00:01.000Z", ["m1 at 0/1"])
+    assert len((await api.call(pb.GetHistoryRequest(name="demo/orders"))).entries_json) == 5
+
+
+# --- operator tokens -----------------------------------------------------------------------------------------------
+
+
+async def test_operator_token_is_good_until_it_is_revoked(api: Api) -> None:
+    made = await api.call(pb.CreateOperatorTokenRequest(name="ada", role="operator"))
+    await api.call(pb.GetStatusRequest(), token=made.token)
+    with refused(StatusCode.PERMISSION_DENIED):
+        await api.call(pb.ListOperatorTokensRequest(), token=made.token)
+    listed = list((await api.call(pb.ListOperatorTokensRequest())).tokens)
+    assert [(one.name, one.role, one.own) for one in listed] == [("ada", "operator", False), ("admin", "admin", True)]
+    assert listed[0].id == made.id
+    assert listed[0].created_at_ms / 1000 == pytest.approx(api.hub.clock.wall(), abs=30)
+    revoked = await api.call(pb.RevokeOperatorTokenRequest(token="ada"))
+    assert (revoked.id, revoked.name) == (made.id, "ada")
+    with refused(StatusCode.UNAUTHENTICATED):
+        await api.call(pb.GetStatusRequest(), token=made.token)
+    told = [event.event for event in await api.events("operator/", count=2)]
+    assert told == ["operator_token_created", "operator_token_revoked"]
+
+
+async def test_last_admin_is_not_locked_out_and_names_must_be_clear(api: Api) -> None:
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.RevokeOperatorTokenRequest(token="admin"))
+    assert "it is the only admin's token" in refusal.text
+    with refused(StatusCode.NOT_FOUND):
+        await api.call(pb.RevokeOperatorTokenRequest(token="nobody"))
+    with refused(StatusCode.INVALID_ARGUMENT):
+        await api.call(pb.CreateOperatorTokenRequest(name="x", role="root"))
+    with refused(StatusCode.INVALID_ARGUMENT):
+        await api.call(pb.CreateOperatorTokenRequest(name="", role="viewer"))
+    ids = [(await api.call(pb.CreateOperatorTokenRequest(name="twin", role="admin"))).id for _ in range(2)]
+    with refused(StatusCode.FAILED_PRECONDITION) as refusal:
+        await api.call(pb.RevokeOperatorTokenRequest(token="twin"))
+    assert "2 tokens have this name" in refusal.text
+    assert (await api.call(pb.RevokeOperatorTokenRequest(token=ids[0]))).id == ids[0]
 
 
 async def test_each_restart_has_the_next_number(api: Api) -> None:
@@ -407,6 +683,18 @@ async def test_placement_is_explained_on_paper_and_for_what_is_there(api: Api) -
     for request in (pb.ExplainRequest(), pb.ExplainRequest(document=json.dumps(PROJECT))):
         with refused(StatusCode.INVALID_ARGUMENT):
             await api.call(request)
+
+
+async def test_explain_also_tells_why_nobody_leads(api: Api) -> None:
+    await api.apply(PROJECT, INSTANCE)
+    await api.place(ORDERS, "n1", "n2")
+    assert json.loads((await api.call(pb.ExplainRequest(name="demo/orders"))).explanation_json)["leadership"] == {}
+    type_, message = ConditionType.PRIMARY_AVAILABLE, "nobody leads since term 1 of m1; missing: m2"
+    stuck = Condition(type=type_, status=False, reason="ElectionStuck", message=message)
+    await api.put(keys.status(ORDERS), InstanceStatus(project="demo", name="orders", conditions=(stuck,)))
+    answer = await api.call(pb.ExplainRequest(name="demo/orders"))
+    assert answer.lines[-1] == f"PrimaryAvailable: {message}"
+    assert json.loads(answer.explanation_json)["leadership"] == {"PrimaryAvailable": message}
 
 
 async def test_failure_nobody_expected_tells_nothing_of_the_inside(api: Api) -> None:

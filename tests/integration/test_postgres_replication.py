@@ -141,7 +141,7 @@ async def test_diverged_primary_is_rewound_and_its_tail_is_saved(site: Site) -> 
     seen = await site.streams(first)
     assert (seen.role, seen.upstream, seen.position.timeline) == (Role.REPLICA, "m2", 2)
     await eventually(_replicated(site, "m1", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
-    saved = list(site.paths("m1").root.glob("diverged-*/0000000100*"))
+    saved = list(site.paths("m1").root.glob("kept/*-tl1/0000000100*"))
     assert saved, "the segments of timeline 1 past the fork are kept"
     assert str(saved[0].parent) in sentence
     assert await first.converge()
@@ -173,7 +173,7 @@ async def test_rewind_that_fails_half_way_ends_in_a_copy_and_keeps_the_old_data(
     assert "was cloned from m2" in sentence, sentence
     await site.streams(first)
     await eventually(_replicated(site, "m1", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
-    kept = [path.name for path in site.paths("m1").root.glob("diverged-*/*")]
+    kept = [path.name for path in site.paths("m1").root.glob("kept/*-tl1/*")]
     assert "data" in kept
     assert first_of_tail in kept
 
@@ -190,7 +190,7 @@ async def test_member_on_another_log_of_the_same_number_is_cloned_and_its_data_k
     assert "was cloned from m2" in sentence
     await site.streams(first)
     await eventually(_replicated(site, "m1", "SELECT array_agg(n ORDER BY n) FROM t", [1, 2]), within=10)
-    kept = list(site.paths("m1").root.glob("diverged-*/data/PG_VERSION"))
+    kept = list(site.paths("m1").root.glob("kept/*/data/PG_VERSION"))
     assert len(kept) == 1
     assert str(kept[0].parent.parent) in sentence
 

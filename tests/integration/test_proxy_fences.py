@@ -30,13 +30,13 @@ from tests.support.proxy import (
     RawClient,
     Server,
     Tls,
+    declared,
     lent_proxy,
     made_tls,
     proxy_process,
     query,
     running_proxy,
     running_servers,
-    startup_packet,
 )
 from tests.support.waiting import eventually
 
@@ -144,7 +144,7 @@ async def test_a_client_waits_for_a_server_that_is_starting(proxy, mortal):
 async def test_a_client_that_waited_long_enough_is_refused_with_57p03(proxy, servers, paused):
     await proxy.serve(servers[0] if paused else None, hold_s=0.2, paused=paused)
     client = await RawClient.open(proxy.rw_port)
-    client.send(startup_packet())
+    await client.prove()
     assert await told(client) == "57P03"
     (event,) = proxy.events("client_refused")
     assert "switchover" in event["why"] if paused else "no primary" in event["why"]
@@ -153,7 +153,7 @@ async def test_a_client_that_waited_long_enough_is_refused_with_57p03(proxy, ser
 async def test_a_client_that_vanishes_while_it_waits_is_forgotten(proxy):
     await proxy.serve(None)
     client = await RawClient.open(proxy.rw_port)
-    client.send(startup_packet())
+    await client.prove()
     await eventually(lambda: waiting(proxy), lambda count: count == 1, within=5)
     client.close()
     await eventually(lambda: waiting(proxy), lambda count: count == 0, within=5)
@@ -166,7 +166,7 @@ async def test_a_client_that_vanishes_while_its_server_is_silent_leaves_no_conne
     m3.freeze()
     try:
         client = await RawClient.open(proxy.rw_port)
-        client.send(startup_packet())
+        await client.prove()
         await eventually(lambda: connections(proxy), lambda count: count == 2, within=5)
         client.close()
         await eventually(lambda: connections(proxy), lambda count: count == 0, within=5)
@@ -199,9 +199,9 @@ async def test_no_more_clients_wait_than_is_allowed(tls):
         await proxy.serve(None)
         clients = [await RawClient.open(proxy.rw_port) for _ in range(3)]
         for client in clients[:2]:
-            client.send(startup_packet())
+            await client.prove()
         await eventually(lambda: waiting(proxy), lambda count: count == 2, within=5)
-        clients[2].send(startup_packet())
+        await clients[2].prove()
         assert await told(clients[2]) == "53300"
         for client in clients[:2]:
             client.close()
@@ -210,17 +210,26 @@ async def test_no_more_clients_wait_than_is_allowed(tls):
 # --- fences ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_route_that_ends_cuts_idle_sessions_with_no_agent_there(proxy, servers):
-    await proxy.serve(servers[0], valid_s=0.7)
-    client = await RawClient.connect(proxy.rw_port)
+async def test_a_route_that_ends_takes_sessions_off_their_server_with_no_agent_there(proxy, servers):
+    """The one in a transaction is told; the idle one waits for another route."""
+    m1, m2, _ = servers
+    await proxy.serve(m1, valid_s=0.7)
+    idle, busy = await RawClient.connect(proxy.rw_port), await RawClient.connect(proxy.rw_port)
+    busy.send(query("BEGIN"))
+    await busy.until("Z")
     await proxy.leave()
-    assert await told(client) == GOING_DOWN
-    assert proxy.events("sessions_cut")[0]["sessions"] == 1
+    assert await told(busy) == GOING_DOWN
+    assert proxy.events("sessions_cut")[0]["sessions"] == 2
+    await eventually(lambda: backends(m1), lambda count: count == 0, within=5)
+    await proxy.serve(m2)
+    assert await idle.value("SHOW cluster_name") == "m2"
+    idle.close()
 
 
 async def test_a_proxy_that_was_frozen_past_the_end_of_a_route_forwards_no_write(proxy, servers):
-    """Neither what had come before the thaw, nor the answer to what was under way."""
-    m1 = servers[0]
+    """Neither what had come before the thaw, nor the answer to what was under way. What an idle client had sent goes to
+    the next primary, once."""
+    m1, m2, _ = servers
     await proxy.serve(m1, valid_s=2.0)
     late, under_way = await RawClient.connect(proxy.rw_port), await RawClient.connect(proxy.rw_port)
     under_way.send(query("SELECT pg_sleep(0.5)"))
@@ -230,11 +239,14 @@ async def test_a_proxy_that_was_frozen_past_the_end_of_a_route_forwards_no_write
     late.send(query("INSERT INTO written VALUES (101)"))
     await eventually(lambda: passed(ends_at + 0.1), within=5)
     psutil.Process(proxy.pid).resume()
-    assert await told(late) in {GOING_DOWN, ""}
     assert b"SELECT 1" not in await under_way.rest()
     under_way.close()
     await eventually(lambda: backends(m1), lambda count: count == 0, within=5)
     assert written(m1, 101) == 0
+    await proxy.serve(m2, term=2)
+    assert ("C", b"INSERT 0 1\0") in await late.until("Z")
+    late.close()
+    assert (written(m1, 101), written(m2, 101)) == (0, 1)
 
 
 @asynccontextmanager
@@ -243,6 +255,7 @@ async def timerless(primary: Server) -> AsyncIterator[tuple[int, ManualClock]]:
     in a process that thaws and looks at its sockets first."""
     clock = ManualClock()
     gate = Gate(table=Table(clock), clock=clock, local_address=ADDRESS, tls=lambda: None)
+    gate.verifiers.declare(declared())
     listeners = Listeners(gate, Canceller(gate).cancel)
     route = Route(
         instance=INSTANCE, rw_port=free_port(), ro_port=free_port(), primary=primary.endpoint, expires_at_s=1000
@@ -263,8 +276,8 @@ async def test_a_write_after_the_end_of_a_route_is_not_forwarded(servers):
         client = await eventually(lambda: RawClient.connect(port), within=5)
         clock.advance(1000)
         client.send(query("INSERT INTO written VALUES (104)"))
-        assert await told(client) == GOING_DOWN
         await eventually(lambda: backends(m1), lambda count: count == 0, within=5)
+        client.close()
     assert written(m1, 104) == 0
 
 
@@ -290,40 +303,43 @@ async def passed(moment: float) -> bool:
     return time.monotonic() > moment
 
 
-async def test_another_primary_cuts_sessions_of_the_former_one(proxy, servers):
+async def test_another_primary_ends_transactions_at_the_former_one_and_takes_idle_sessions_over(proxy, servers):
     m1, m2, _ = servers
     await proxy.serve(m1)
     idle, busy = await RawClient.connect(proxy.rw_port), await RawClient.connect(proxy.rw_port)
     busy.send(query("BEGIN; INSERT INTO written VALUES (102)"))
     await busy.until("Z")
     await proxy.serve(m2, term=2)
-    assert await told(idle) == GOING_DOWN
     assert await told(busy) == GOING_DOWN
+    assert await idle.value("SHOW cluster_name") == "m2"
+    idle.close()
     async with await proxy.connect() as connection:
         assert await name_of(connection) == "m2"
     assert written(m1, 102) == 0
 
 
-@pytest.mark.parametrize("gone", ["primary", "route"])
-async def test_a_route_that_names_nobody_any_more_cuts_sessions(proxy, servers, gone):
-    await proxy.serve(servers[0])
+async def test_a_route_that_names_nobody_any_more_takes_sessions_off_their_server(proxy, servers):
+    m1 = servers[0]
+    await proxy.serve(m1)
     client = await RawClient.connect(proxy.rw_port)
-    await (proxy.serve(None) if gone == "primary" else proxy.send())
-    assert await told(client) == GOING_DOWN
+    await proxy.serve(None)
+    await eventually(lambda: backends(m1), lambda count: count == 0, within=5)
+    assert await waiting(proxy) == 1
+    client.close()
 
 
-async def test_an_instance_that_is_served_no_more_loses_its_readers_too(proxy, servers):
+async def test_an_instance_that_is_served_no_more_loses_all_its_clients(proxy, servers):
     m1, m2, _ = servers
     await proxy.serve(m1, replicas=(m2.endpoint,))
-    reader = await RawClient.connect(proxy.ro_port)
+    writer, reader = await RawClient.connect(proxy.rw_port), await RawClient.connect(proxy.ro_port)
     await proxy.send()
-    assert await told(reader) == GOING_DOWN
+    assert [await told(client) for client in (writer, reader)] == [GOING_DOWN] * 2
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"term": 2}, {"paused": True}, {"valid_s": 100.0}, {"allow": ("10.0.0.0/8",)}],
-    ids=["same", "term", "paused", "renewed", "allow"],
+    [{}, {"term": 2}, {"valid_s": 100.0}, {"allow": ("10.0.0.0/8",)}],
+    ids=["same", "term", "renewed", "allow"],
 )
 async def test_a_table_with_the_same_primary_keeps_sessions(proxy, servers, changes):
     await proxy.serve(servers[0])
@@ -361,7 +377,8 @@ async def test_readers_on_a_replica_that_became_the_primary_come_under_its_fence
     await proxy.serve(m2, term=2)
     assert await still_served(reader)
     await proxy.serve(m1, term=3)
-    assert await told(reader) == GOING_DOWN
+    assert await reader.value("SHOW cluster_name") == "m1"
+    reader.close()
 
 
 # --- readers --------------------------------------------------------------------------------------------------------
@@ -396,18 +413,35 @@ async def test_readers_pass_by_a_replica_that_does_not_answer(proxy, servers):
 # --- servers that end -----------------------------------------------------------------------------------------------
 
 
-async def test_idle_clients_of_a_killed_server_are_told_57p01(proxy, mortal):
+async def test_idle_clients_of_a_killed_server_wait_for_it_to_come_back(proxy, mortal):
     await proxy.serve(mortal)
     clients = [await RawClient.connect(proxy.rw_port) for _ in range(3)]
     mortal.kill()
-    assert [await told(client) for client in clients] == [GOING_DOWN] * 3
+    await eventually(lambda: waiting(proxy), lambda count: count == 3, within=5)
+    mortal.start(wait=False)
+    for client in clients:
+        assert await client.value("SHOW cluster_name") == "m3"
+        client.close()
 
 
-async def test_a_servers_own_last_word_is_not_followed_by_another(proxy, servers):
+async def test_clients_in_a_transaction_of_a_killed_server_are_told_57p01(proxy, mortal):
+    await proxy.serve(mortal)
+    client = await RawClient.connect(proxy.rw_port)
+    client.send(query("BEGIN"))
+    await client.until("Z")
+    mortal.kill()
+    assert await told(client) == GOING_DOWN
+
+
+@pytest.mark.parametrize("begun", ["SELECT 1", "BEGIN"], ids=["idle", "busy"])
+async def test_a_session_that_a_server_ends_on_purpose_is_told_so_once(proxy, servers, begun):
     m1 = servers[0]
     await proxy.serve(m1)
     client = await RawClient.connect(proxy.rw_port)
-    m1.value(f"SELECT pg_terminate_backend({client.pid})")
+    pid = await client.value("SELECT pg_backend_pid()")
+    client.send(query(begun))
+    await client.until("Z")
+    m1.value(f"SELECT pg_terminate_backend({pid})")
     rest = await client.rest()
     client.close()
     assert rest.count(b"57P01") == 1
@@ -431,8 +465,8 @@ async def test_an_idle_client_that_was_notified_is_still_idle(proxy, servers):
     await client.until("Z")
     m1.value("NOTIFY news")
     await client.until("A")
-    await proxy.serve(None)
-    assert await told(client) == GOING_DOWN
+    assert (await proxy.again()).busy[INSTANCE] == 0
+    client.close()
 
 
 async def test_a_goodbye_is_not_answered(proxy, servers):
@@ -484,7 +518,7 @@ async def test_sigterm_ends_idle_clients_at_once_and_lets_a_transaction_finish(o
 async def test_sigterm_does_not_wait_for_clients_that_wait(own_proxy):
     await own_proxy.serve(None)
     client = await RawClient.open(own_proxy.rw_port)
-    client.send(startup_packet())
+    await client.prove()
     await eventually(lambda: waiting(own_proxy), lambda count: count == 1, within=5)
     os.kill(own_proxy.pid, signal.SIGTERM)
     assert await told(client) == "57P03"

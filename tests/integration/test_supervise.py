@@ -84,7 +84,8 @@ async def test_leftovers_are_found_by_program_and_directory_and_killed_even_when
         assert processes.running_below(tmp_path / "member", programs) == [mine]
         assert processes.running_below(tmp_path / "member", frozenset({"postgres"})) == []
         async with asyncio.timeout(5):
-            assert await processes.kill_below(tmp_path / "member", programs, time.monotonic) == 1
+            killing = await processes.kill_below(tmp_path / "member", programs, time.monotonic, within_s=5.0)
+            assert (killing.found, killing.left) == (1, ())
         assert not Detached().alive(mine)
         assert Detached().alive(other)
     finally:

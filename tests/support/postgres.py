@@ -70,6 +70,7 @@ class Site:
     parameters: dict[str, str] = field(default_factory=dict)
     replication: Replication = field(default_factory=Replication)
     unresponsive_after_s: float = 10.0
+    disk_answers_within_s: float = 6.0
     base: Path = field(default_factory=_new_base)
     port: int = field(default_factory=free_port)
     engines: dict[str, PostgresEngine] = field(default_factory=dict)
@@ -154,6 +155,7 @@ class Site:
                 clock=SystemClock(),
                 durable=False,
                 unresponsive_after_s=self.unresponsive_after_s,
+                disk_answers_within_s=self.disk_answers_within_s,
             )
         )
         self.engines[member] = engine

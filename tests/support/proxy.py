@@ -2,7 +2,7 @@
 
 Servers are copies of one initialised directory: a test module pays for initdb once. They run as user `postgres` when
 the tests run as root, accept everybody by trust and user `app` by SCRAM, and name themselves by their setting
-cluster_name.
+cluster_name. The proxy is told the verifiers of both.
 """
 
 from __future__ import annotations
@@ -28,14 +28,32 @@ import psutil
 import psycopg
 
 from core.identity import make_ca, make_csr, new_key_pem, sign_node_csr
-from core.routes import MAX_LINE_BYTES, Endpoint, ProxyReport, Route, RouteTable, decode_report, encode
+from core.routes import (
+    MAX_LINE_BYTES,
+    Declared,
+    Endpoint,
+    Passwords,
+    ProxyReport,
+    Route,
+    RouteTable,
+    decode_report,
+    encode,
+)
+from core.scram import make_verifier
 from tests.support.ports import free_port
+from tests.support.scram import scram_client
 from tests.support.waiting import eventually_sync
 
 BIN = Path("/usr/lib/postgresql/15/bin")
 ADDRESS = "127.0.0.1"
 INSTANCE = "demo/orders"
 APP_PASSWORD = "app-secret"
+OWNER_PASSWORD = "owner-secret"
+# The same at all servers, as at the members of one instance; of few iterations, for tests with many clients.
+VERIFIERS = {
+    "app": make_verifier(APP_PASSWORD, salt=b"0123456789abcdef", iterations=16),
+    "postgres": make_verifier(OWNER_PASSWORD, salt=b"0123456789abcdef", iterations=16),
+}
 FAR_S = 3600.0
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 GSSENC_REQUEST = struct.pack("!II", 8, 80877104)
@@ -119,7 +137,7 @@ class Server:
         eventually_sync(lambda: self.value("SELECT 1"), within=30, what=f"{self.name} accepts connections")
 
     def prepare(self) -> None:
-        self.value(f"CREATE ROLE app LOGIN PASSWORD '{APP_PASSWORD}'")
+        self.value(f"CREATE ROLE app LOGIN PASSWORD '{VERIFIERS['app']}'")
         self.value("CREATE TABLE written (id int)")
         self.value("GRANT ALL ON written TO app")
 
@@ -217,6 +235,7 @@ class Proxy:
     ro_port: int = field(default_factory=free_port)
     seq: int = 0
     told_before: int = 0  # bytes of the log that belong to earlier tests
+    program: Path = Path(sys.executable).parent / "moorage-proxy"
     process: subprocess.Popen[bytes] | None = None
     _routes: tuple[Route, ...] = ()
     _control: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -235,9 +254,8 @@ class Proxy:
         return self.process.pid
 
     def start(self, within: float = 20) -> None:
-        program = Path(sys.executable).parent / "moorage-proxy"
         arguments = [
-            *(str(program), "--address", ADDRESS, "--control", str(self.socket), "--log-format", "json"),
+            *(str(self.program), "--address", ADDRESS, "--control", str(self.socket), "--log-format", "json"),
             *("--cert", str(self.tls.cert), "--key", str(self.tls.key), "--pid-file", str(self.folder / "proxy.pid")),
             *self.options,
         ]
@@ -261,6 +279,7 @@ class Proxy:
         async with asyncio.timeout(10):
             if self._control is None:
                 self._control = await asyncio.open_unix_connection(str(self.socket), limit=MAX_LINE_BYTES)
+                self._control[1].write(encode(declared()))
             reader, writer = self._control
             writer.write(line)
             await writer.drain()
@@ -296,6 +315,7 @@ class Proxy:
     def dsn(self, *, read_only: bool = False, **changes: object) -> str:
         port = self.ro_port if read_only else self.rw_port
         fields = {"host": ADDRESS, "port": port, "user": "postgres", "dbname": "postgres", "connect_timeout": 10}
+        fields["password"] = APP_PASSWORD if changes.get("user") == "app" else OWNER_PASSWORD
         return " ".join(f"{name}={value}" for name, value in {**fields, "sslmode": "disable", **changes}.items())
 
     async def connect(self, **changes: Any) -> psycopg.AsyncConnection[Any]:
@@ -370,6 +390,12 @@ def made_tls() -> Iterator[Tls]:
         yield Tls.make(Path(folder))
 
 
+def declared(*instances: str) -> Declared:
+    """The users of the test's servers."""
+    passwords = Passwords(mock_secret="00" * 32, verifiers=VERIFIERS)
+    return Declared(passwords=dict.fromkeys(instances or (INSTANCE, "demo/one", "demo/two"), passwords))
+
+
 def startup_packet(**parameters: str) -> bytes:
     words = {"user": "postgres", "database": "postgres", **parameters}
     body = b"".join(f"{name}\0{value}\0".encode() for name, value in words.items()) + b"\0"
@@ -399,11 +425,35 @@ class RawClient:
         client = await cls.open(port)
         if ca is not None:
             await client.encrypt(ca)
-        client.writer.write(startup_packet())
-        for kind, body in await client.until("Z"):
-            if kind == "K":
-                client.pid, client.key = struct.unpack_from("!I", body)[0], body[4:]
+        await client.log_in()
         return client
+
+    async def log_in(self, *, slowly: bool = False, behind: bytes = b"", **parameters: str) -> list[tuple[str, bytes]]:
+        """As the servers' owner; what came with the answer. `behind`: sent together with the last of it."""
+        await self.prove(slowly=slowly, behind=behind, **parameters)
+        greeting = await self.until("Z")
+        for kind, body in greeting:
+            if kind == "K":
+                self.pid, self.key = struct.unpack_from("!I", body)[0], body[4:]
+        return greeting
+
+    async def prove(self, *, slowly: bool = False, behind: bytes = b"", **parameters: str) -> None:
+        """Startup packet and password; the answer is left to be read."""
+        scram = scram_client(OWNER_PASSWORD)
+        await self._say(startup_packet(**parameters), slowly=slowly)
+        await self.until("R")
+        first = b"SCRAM-SHA-256\0" + struct.pack("!I", len(scram.first())) + scram.first()
+        await self._say(b"p" + struct.pack("!I", 4 + len(first)) + first, slowly=slowly)
+        ((_, asked),) = await self.until("R")
+        final = scram.final(asked[4:])
+        await self._say(b"p" + struct.pack("!I", 4 + len(final)) + final + behind, slowly=slowly)
+        ((_, told),) = await self.until("R")
+        scram.check(told[4:])
+
+    async def _say(self, data: bytes, *, slowly: bool) -> None:
+        for piece in [data[at : at + 1] for at in range(len(data))] if slowly else [data]:
+            self.send(piece)
+            await self.writer.drain()
 
     async def encrypt(self, ca: Path) -> None:
         self.writer.write(SSL_REQUEST)
@@ -418,6 +468,15 @@ class RawClient:
                 kind, length = struct.unpack("!cI", await self.reader.readexactly(5))
                 found.append((kind.decode(), await self.reader.readexactly(length - 4)))
         return found
+
+    async def value(self, statement: str) -> str:
+        """First value of the answer; empty when there is none."""
+        self.send(query(statement))
+        rows = [body for kind, body in await self.until("Z") if kind == "D"]
+        if not rows:
+            return ""
+        (size,) = struct.unpack_from("!i", rows[0], 2)
+        return rows[0][6 : 6 + size].decode() if size > 0 else ""
 
     async def rest(self) -> bytes:
         """All that comes before the connection ends."""

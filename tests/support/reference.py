@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent.engines.troubles import TOLD, Cure
 from core.errors import ERRORS
 from core.specs import write_schemas
 from hub.judges.lifecycle import mermaid
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def pages() -> dict[str, str]:
     """Text of each generated page below docs/reference, by file name."""
-    return {"lifecycle.md": lifecycle_page(), "errors.md": errors_page()}
+    return {"lifecycle.md": lifecycle_page(), "errors.md": errors_page(), "troubles.md": troubles_page()}
 
 
 def lifecycle_page() -> str:
@@ -21,6 +22,26 @@ def lifecycle_page() -> str:
         "# Life of an instance\n\nDrawn from the transition table in `hub/judges/lifecycle.py` by `./dev docs`.\n\n"
         f"```mermaid\n{mermaid().rstrip()}\n```\n"
     )
+
+
+_CURES = {
+    Cure.RETRY: "tries again, with pauses that grow to a minute",
+    Cure.LOOK: "does not start the engine, looks every few seconds, starts it when the cause is gone",
+    Cure.COPY: "copies the data anew from another member; a sole one stops after three tries",
+    Cure.WARNING: "goes on",
+}
+
+
+def troubles_page() -> str:
+    lines = [
+        "# What can be wrong with an engine\n\nMade from `agent/engines/troubles.py` by `./dev docs`. The reason stands"
+        " in conditions, in\n`moorctl instance show`, and in the events `trouble_met` and `trouble_ended`.\n",
+        "| reason | what it means | what to do | what the agent does |",
+        "|---|---|---|---|",
+    ]
+    for trouble, told in TOLD.items():
+        lines.append(f"| `{trouble.value}` | {told.sentence} | {told.next_step} | {_CURES[told.cure]} |")
+    return "\n".join(lines) + "\n"
 
 
 def errors_page() -> str:

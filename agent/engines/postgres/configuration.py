@@ -16,7 +16,7 @@ from agent.engines.postgres import hba, settings
 from agent.engines.postgres.control import ControlFile
 from agent.engines.postgres.member import Member, own_os_user, slot_name
 from agent.engines.postgres.replication import conninfo_of_walreceiver
-from core.errors import EngineError
+from agent.engines.troubles import Diagnosis, Trouble, TroubleError, diagnosis_of
 from core.log import EventLog
 from core.records import SyncRecord
 
@@ -34,6 +34,8 @@ class Configuration:
         self._member = member
         self._control = control
         self.problems: tuple[str, ...] = ()
+        self.slots_here: frozenset[str] = frozenset()  # of members, as they are on this primary
+        self.slots_active: frozenset[str] = frozenset()  # those whose member is connected
         self.user: dict[str, str] = {}  # the parameters of the user's that are in force with the next start
         self._checked: tuple[str, dict[str, str], list[str]] | None = None
 
@@ -69,10 +71,26 @@ class Configuration:
             tls_dir=str(paths.tls) if member.tls else "",
             major=member.setup.offer.version,
             primary_conninfo=conninfo_of_walreceiver(member, upstream) if upstream else "",
-            primary_slot_name=slot_name(member.name) if upstream else "",
+            primary_slot_name=slot_name(member.name) if upstream and self._has_slot_at(upstream.member) else "",
+            logical=member.logical,
+            waits_for_slots=self._slots_of_successors() if not standby else (),
             durable=member.setup.durable,
             floors=(await self._control.read()).floors if standby else {},
         )
+
+    def _slots_of_successors(self) -> tuple[str, ...]:
+        """Slots of those who could lead next: what logical subscribers get must be theirs before. A member that is away
+        is left out, or every subscriber would wait for it; unless commits rather wait too (strict), and all are."""
+        member = self._member
+        if not member.carries_slots_over:
+            return ()
+        able = {slot_name(peer.member) for peer in member.peers if not peer.no_failover} & self.slots_here
+        strict = member.desired.replication.mode != "async" and member.desired.replication.strict
+        return tuple(sorted(able & self.slots_active or (able if strict else ())))
+
+    def _has_slot_at(self, upstream: str) -> bool:
+        """A member that is to stream from a replica has its slot there; the leader it may fall back to keeps none."""
+        return self._member.desired.upstream in ("", upstream)
 
     # --- parameters -------------------------------------------------------------------------------------------------
 
@@ -148,18 +166,19 @@ class Configuration:
             pairs = ((files.cert, "node.crt"), (files.key, "node.key"), (files.ca, "ca.crt"))
             try:
                 changed += [write_owned(paths.tls / name, source.read_bytes(), owner) for source, name in pairs]
-            except FileNotFoundError as error:
-                raise EngineError(
-                    f"the node's identity is incomplete: {error}", object=member.subject, hint="Enrol the node."
-                ) from error
+            except OSError as error:
+                diagnosis = diagnosis_of(error) or Diagnosis(trouble=Trouble.TLS_UNREADABLE, evidence=str(error))
+                raise TroubleError(diagnosis, object=member.subject) from error
         return any(changed)
 
     # --- the sync set -----------------------------------------------------------------------------------------------
 
     def write_sync(self, sync: SyncRecord) -> bool:
+        """Each start writes it anew, so it need not survive a power cut; clients wait for it while a disk is busy."""
         member = self._member
         text = settings.render_sync(sync)
-        return write_owned(member.paths.data / settings.SYNC_FILE, text.encode(), member.setup.run_as)
+        path = member.paths.data / settings.SYNC_FILE
+        return write_owned(path, text.encode(), member.setup.run_as, durable=False)
 
     def sync_file(self) -> str:
         try:

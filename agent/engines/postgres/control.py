@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.engines.tools import Toolbox
+from agent.engines.postgres import faults
+from agent.engines.tools import Toolbox, tail
+from agent.engines.troubles import Diagnosis, Trouble, TroubleError
 from core.errors import EngineError
 from core.positions import Lsn, WalPosition
 
@@ -82,22 +84,42 @@ class ControlFile:
         self._read: ControlData | None = None
 
     async def read(self) -> ControlData:
-        """EngineError when it cannot be read or makes no sense."""
+        """TroubleError when it is missing or makes no sense, EngineError when it cannot be read."""
         try:
             stat = (self._data / "global" / "pg_control").stat()
+        except FileNotFoundError as error:
+            raise self._trouble(Trouble.DATA_INCOMPLETE, f"{error.filename} is missing") from error
+        except PermissionError as error:
+            raise self._trouble(Trouble.DATA_PERMISSIONS, str(error)) from error
         except OSError as error:
-            raise EngineError(f"cannot read pg_control: {error}", object=self._tools.subject) from error
+            raise self._trouble(Trouble.DISK_BROKEN, str(error)) from error
         stamp = (stat.st_ino, stat.st_mtime_ns)
         if self._read is None or stamp != self._seen:
-            output = await self._tools.run("pg_controldata", str(self._data), within_s=READ_WITHIN_S)
-            if "Calculated CRC checksum does not match" in output.stdout + output.stderr:
-                raise EngineError("pg_control is damaged", object=self._tools.subject)
+            output = await self._tools.attempt("pg_controldata", str(self._data), within_s=READ_WITHIN_S)
+            said = output.stdout + output.stderr
+            if "Calculated CRC checksum does not match" in said or "invalid WAL segment size" in said:
+                raise self._trouble(Trouble.DATA_CORRUPTED, "pg_control is damaged")
+            if output.status != 0:
+                known = faults.classify(output.stderr)
+                short = "could not read file" in said and known is None  # it ends too early
+                if short:
+                    known = Diagnosis(trouble=Trouble.DATA_CORRUPTED, evidence=tail(output.stderr))
+                known = known or Diagnosis(trouble=Trouble.ENGINE_FAILED, evidence=tail(output.stderr))
+                raise TroubleError(known, object=self._tools.subject)
             try:
                 self._read = parse_control(output.stdout)
             except (KeyError, ValueError) as error:
-                raise EngineError(f"pg_control makes no sense: {error!r}", object=self._tools.subject) from error
+                raise self._trouble(Trouble.DATA_CORRUPTED, f"pg_control makes no sense: {error!r}") from error
             self._seen = stamp
         return self._read
+
+    @property
+    def last(self) -> ControlData | None:
+        """What was read last, for times when it cannot be read."""
+        return self._read
+
+    def _trouble(self, trouble: Trouble, evidence: str) -> TroubleError:
+        return TroubleError(Diagnosis(trouble=trouble, evidence=evidence), object=self._tools.subject)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

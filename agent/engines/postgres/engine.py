@@ -11,16 +11,20 @@ import contextlib
 
 from agent.engines.base import EngineFacts, EngineSetup
 from agent.engines.files import remove_tree, write_owned
-from agent.engines.postgres import initdb, roles
+from agent.engines.postgres import faults, initdb, passwords
 from agent.engines.postgres.configuration import Configuration
 from agent.engines.postgres.control import ControlFile
-from agent.engines.postgres.member import Label, Member, slot_name
+from agent.engines.postgres.converge import IN_FORCE_WITHIN_S, STATEMENT_S, Convergence, checkpoint, in_recovery
+from agent.engines.postgres.kept import Kept
+from agent.engines.postgres.member import Label, Member
 from agent.engines.postgres.observe import Observer
 from agent.engines.postgres.process import Postmaster, StartPreventedError
-from agent.engines.postgres.replication import conninfo_of_walreceiver, copy_from, history, settle_slots
-from agent.engines.postgres.rewind import Rejoin
+from agent.engines.postgres.replication import conninfo_of_walreceiver, copy_from, history
+from agent.engines.postgres.rewind import Rejoin, may_hold_own_writes
 from agent.engines.postgres.session import Session
-from agent.engines.postgres.settings import closed_sync, sync_setting
+from agent.engines.postgres.settings import closed_sync
+from agent.engines.postgres.surroundings import Surroundings
+from agent.engines.troubles import Cure, Diagnosis, TroubleError, diagnosis_of
 from agent.engines.waiting import until
 from agent.ha.view import Engine, EngineState, Fork
 from agent.supervise.detached import Detached
@@ -32,11 +36,9 @@ log = EventLog("agent.engine")
 START_WAIT_S = 60.0  # longer recoveries go on, observed as STARTING
 CATCH_UP_WAIT_S = 300.0
 PROMOTE_WITHIN_S = 60.0
-CHECKPOINT_WITHIN_S = 600.0
-IN_FORCE_WITHIN_S = 5.0
+CHECKPOINT_AFTER_S = 0.5  # of a promotion: the commits that have waited for it go first
 STREAM_WAIT_S = 5.0
 NO_RECEIVER_FOR_S = 0.1
-STATEMENT_S = 5.0
 DESTROY_STOP_S = 4.0
 RELEASE_WITHIN_S = 10.0
 
@@ -47,10 +49,24 @@ class PostgresEngine:
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
         self._member = Member(setup)
-        self._postmaster = Postmaster(self._member, Detached())
+        self._surroundings = Surroundings(self._member)
+        self._postmaster = Postmaster(self._member, Detached(), lambda: self._surroundings.silent is not None)
         self._control = ControlFile(self._member.tools, setup.paths.data)
         self._configuration = Configuration(self._member, self._control)
-        self._observer = Observer(self._member, self._postmaster, self._control, self._configuration)
+        self._observer = Observer(
+            self._member, self._postmaster, self._control, self._configuration, self._surroundings
+        )
+        self._remove = setup.rubbish.throw if setup.rubbish is not None else remove_tree
+        self._failed_start: Diagnosis | None = None
+        self._kept = Kept(self._member, self._remove)
+        self._convergence = Convergence(
+            self._member,
+            postmaster=self._postmaster,
+            configuration=self._configuration,
+            observer=self._observer,
+            kept=self._kept,
+            surroundings=self._surroundings,
+        )
         self._background: asyncio.Task[None] | None = None  # the checkpoint after a promotion
 
     # --- what is wanted, what is --------------------------------------------------------------------------------------
@@ -67,6 +83,9 @@ class PostgresEngine:
     def facts(self) -> EngineFacts:
         return self._observer.facts
 
+    async def verifiers(self, users: list[str]) -> dict[str, str | None]:
+        return await passwords.verifiers(self._member, users)
+
     async def wait_died(self) -> None:
         await self._postmaster.died()
 
@@ -75,8 +94,9 @@ class PostgresEngine:
     async def initialise(self) -> None:
         member = self._member
         member.check_socket_path()
+        self._surroundings.check_answers()
         await self._postmaster.stop()
-        await initdb.initialise(member)
+        await initdb.initialise(member, remove=self._remove)
         self._configuration.write_sync(closed_sync(member.desired))
         await self._configuration.write()
         member.relabel(begun="", upstream="", asked_to_end=True, proven={}, refused={})
@@ -84,27 +104,44 @@ class PostgresEngine:
     async def clone(self, source: PeerMember) -> None:
         member = self._member
         member.check_socket_path()
+        self._surroundings.check_answers()
         member.remember_peer(source)
         await self._postmaster.stop()
         self._configuration.write_credentials()
-        await copy_from(member, source)
+        if may_hold_own_writes(member):
+            job = Rejoin(member, self._control, self._configuration, self._kept, source)
+            await job.copy_anew("had no usable data")
+            log.warning("cloned_over_former_data", member=member.subject, how=job.sentence)
+        else:
+            await copy_from(member, source, remove=self._remove)
         await self._finish_copy(source)
+
+    @property
+    def _damaged(self) -> Diagnosis | None:
+        """Why the data cannot be used, as far as the last start or the last look tells."""
+        found = (self._failed_start, self._observer.facts.fault)
+        return next((known for known in found if known is not None and known.cure is Cure.COPY), None)
 
     async def _finish_copy(self, source: PeerMember) -> None:
         self._member.relabel(upstream=source.member)
         self._configuration.write_sync(closed_sync(self._member.desired))
         await self._configuration.write()
         self._member.relabel(begun="", asked_to_end=True)
+        self._failed_start = None
 
     async def rejoin(self, leader: PeerMember, *, anew: bool = False) -> str:
         member = self._member
         member.check_socket_path()
+        self._surroundings.check_answers()
         member.remember_peer(leader)
         await self._postmaster.stop()
         self._configuration.write_credentials()
-        job = Rejoin(member, self._control, self._configuration, leader)
+        job = Rejoin(member, self._control, self._configuration, self._kept, leader)
+        damaged = self._damaged
         if anew:
             await job.copy_anew("had log of its own under the number of another's timeline")
+        elif damaged is not None:
+            await job.copy_anew(f"could not be used ({damaged.trouble.value}: {damaged.evidence})")
         else:
             await job.bring_back()
         why = ""
@@ -126,6 +163,9 @@ class PostgresEngine:
         except StartPreventedError:
             raise
         except EngineError as error:
+            diagnosis = diagnosis_of(error)
+            if diagnosis is not None and diagnosis.cure is Cure.LOOK:
+                raise  # nothing is wrong with the data
             return f"did not start after it was brought back ({error.what})"
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STREAM_WAIT_S):
@@ -146,6 +186,7 @@ class PostgresEngine:
                 return
             # Half-way through a stop that was given up: an immediate end is quicker than waiting for the orderly one.
             await self.fence(2.0)
+        self._check_start()
         if member.is_standby() or (await self._control.read()).standby:
             # Its log may go on elsewhere: never on the same timeline.
             await self.start_replica(None)
@@ -179,6 +220,7 @@ class PostgresEngine:
             if upstream is not None:
                 await self.follow(upstream)
             return
+        self._check_start()
         write_owned(member.paths.data / "standby.signal", b"", member.setup.run_as)
         self._observer.leader_forks = ()
         member.relabel(upstream=upstream.member if upstream else "")
@@ -186,15 +228,26 @@ class PostgresEngine:
         await self._configuration.write()
         await self._start()
 
+    def _check_start(self) -> None:
+        """TroubleError with what would keep the engine from starting; nothing has been written before."""
+        self._failed_start = None
+        try:
+            self._surroundings.check_start()
+        except TroubleError as error:
+            self._failed_start = error.diagnosis
+            raise
+
     async def _start(self) -> None:
         """With the user's parameters; when it does not start with them, with those it last started with."""
         member, postmaster, configuration = self._member, self._postmaster, self._configuration
+        self._failed_start = None
         try:
             ready = await postmaster.start(within_s=START_WAIT_S)
         except StartPreventedError:
             raise
         except EngineError as error:
-            if configuration.user == member.label.proven:
+            self._failed_start = diagnosis_of(error)
+            if configuration.user == member.label.proven or faults.not_of_parameters(diagnosis_of(error)):
                 raise
             log.error("parameters_refused", member=member.subject, why=error.what)
             member.relabel(refused=dict(member.desired.parameters))
@@ -222,8 +275,9 @@ class PostgresEngine:
         await self.fence(DESTROY_STOP_S)
         self._observer.close()
         await self._release_shared_memory()
+        self._surroundings.close()
         await asyncio.to_thread(remove_tree, paths.sockets)
-        await asyncio.to_thread(remove_tree, paths.root)
+        await asyncio.to_thread(self._remove, paths.root)
         member.label = Label()
 
     async def _release_shared_memory(self) -> None:
@@ -240,38 +294,52 @@ class PostgresEngine:
     async def aclose(self) -> None:
         self._drop_background()
         self._observer.close()
+        self._surroundings.close()
 
     # --- leading and following ----------------------------------------------------------------------------------------
 
-    async def promote(self) -> None:
+    async def make_ready(self) -> None:
+        async with self._member.session(within_s=STATEMENT_S) as session:
+            if await in_recovery(session):
+                await self._ready_for_standbys(session)
+
+    async def promote(self, sync: SyncRecord | None = None) -> None:
         member = self._member
+        self._surroundings.check_room()  # a new timeline begins with writes
         async with member.session(within_s=STATEMENT_S) as session:
-            if not await _in_recovery(session):
+            if not await in_recovery(session):
                 return
+            await self._convergence.close(session, sync or closed_sync(member.desired))
+            # Before it is the primary: standbys turn to it meanwhile, and one that is refused tries again only later.
+            await self._ready_for_standbys(session)
             await session.rows("SELECT pg_promote(false)", within_s=STATEMENT_S)
 
             async def promoted() -> bool:
-                return not await _in_recovery(session)
+                return not await in_recovery(session)
 
             await until(promoted, within_s=PROMOTE_WITHIN_S, what="was not promoted", subject=member.subject)
             log.info("engine_promoted", member=member.subject)
             self._observer.leader_forks = ()
-            member.relabel(upstream="")
-            try:
-                # At once, not with the next converge: a standby that is refused tries again only after a pause.
-                if await self._configuration.write():
-                    await session.rows("SELECT pg_reload_conf()", within_s=STATEMENT_S)
-                await self._settle_slots(session, primary=True)
-            except (MoorageError, OSError) as error:
-                log.warning("not_ready_for_standbys", member=member.subject, why=words(error))
+            member.relabel(durable=False, upstream="")
         self._begin_checkpoint()
+
+    async def _ready_for_standbys(self, session: Session) -> None:
+        try:
+            await self._convergence.settle(session, primary=True)
+        except (MoorageError, OSError) as error:
+            log.warning("not_ready_for_standbys", member=self._member.subject, why=words(error))
 
     def _begin_checkpoint(self) -> None:
         """Members that rewind must see the new timeline in pg_control; whoever promotes need not wait for that."""
         self._drop_background()
-        task = asyncio.get_running_loop().create_task(self.checkpoint(), name=f"checkpoint {self._member.subject}")
+        work = self._checkpoint_soon()
+        task = asyncio.get_running_loop().create_task(work, name=f"checkpoint {self._member.subject}")
         task.add_done_callback(self._checkpoint_ended)
         self._background = task
+
+    async def _checkpoint_soon(self) -> None:
+        await asyncio.sleep(CHECKPOINT_AFTER_S)
+        await self.checkpoint()
 
     def _checkpoint_ended(self, task: asyncio.Task[None]) -> None:
         if self._background is task:
@@ -286,8 +354,7 @@ class PostgresEngine:
             self._background = None
 
     async def checkpoint(self) -> None:
-        async with self._member.session(within_s=CHECKPOINT_WITHIN_S) as session:
-            await session.rows("CHECKPOINT", within_s=CHECKPOINT_WITHIN_S)
+        await checkpoint(self._member)
 
     async def follow(self, leader: PeerMember | None) -> None:
         member = self._member
@@ -298,7 +365,7 @@ class PostgresEngine:
         await self._configuration.write()
         wanted = conninfo_of_walreceiver(member, leader) if leader else ""
         async with member.session(within_s=STATEMENT_S) as session:
-            await self._reload_until(session, "primary_conninfo", wanted)
+            await self._convergence.reload_until(session, "primary_conninfo", wanted)
             if leader is None:
                 await self._await_no_receiver(session)
 
@@ -325,84 +392,10 @@ class PostgresEngine:
         self._observer.leader_forks = forks
         return forks
 
-    # --- synchronous replication --------------------------------------------------------------------------------------
+    # --- settings and the sync set ------------------------------------------------------------------------------------
 
     async def apply_sync(self, sync: SyncRecord) -> None:
-        member, postmaster = self._member, self._postmaster
-        member.need_data()
-        changed = self._configuration.write_sync(sync)
-        wanted = sync_setting(sync)
-        if postmaster.find() is None:
-            return
-        if postmaster.status != "ready":
-            postmaster.reload()
-            return
-        async with member.session(within_s=STATEMENT_S) as session:
-            before = await _setting(session, "synchronous_standby_names")
-            if before == wanted and not changed:
-                return
-            await self._reload_until(session, "synchronous_standby_names", wanted)
-            await self._await_walsenders(session, sync.names if wanted else ())
-        if wanted and not before:
-            # Backends skip the wait altogether until the checkpointer has raised a flag in shared memory. It reads its
-            # configuration before each checkpoint, so a checkpoint that ends proves that the flag is up.
-            await self.checkpoint()
-
-    async def _await_walsenders(self, session: Session, names: tuple[str, ...]) -> None:
-        """Each walsender releases waiting commits by the list it has read itself: see that all have read the new."""
-        ask = (
-            "SELECT count(*) AS stale FROM pg_stat_replication WHERE state = 'streaming'"
-            " AND NOT starts_with(application_name, 'pg_') AND (sync_priority > 0) <> (application_name = ANY(%s))"
-        )
-
-        async def all_read() -> bool:
-            return not (await session.row(ask, [list(names)], within_s=STATEMENT_S))["stale"]
-
-        what = "a walsender did not take the new sync set"
-        await until(all_read, within_s=IN_FORCE_WITHIN_S, what=what, subject=self._member.subject)
-
-    async def _reload_until(self, session: Session, name: str, wanted: str) -> None:
-        await session.rows("SELECT pg_reload_conf()", within_s=STATEMENT_S)
-
-        async def in_force() -> bool:
-            return await _setting(session, name) == wanted
-
-        what = f"{name} did not come in force"
-        await until(in_force, within_s=IN_FORCE_WITHIN_S, what=what, subject=self._member.subject)
-
-    # --- converging ---------------------------------------------------------------------------------------------------
+        await self._convergence.apply_sync(sync)
 
     async def converge(self) -> bool:
-        member, postmaster = self._member, self._postmaster
-        if postmaster.find() is None or postmaster.status != "ready":
-            return False
-        changed = await self._configuration.write()
-        async with member.session(within_s=roles.STATEMENT_S) as session:
-            primary = not await _in_recovery(session)
-            if changed:
-                await session.rows("SELECT pg_reload_conf()", within_s=STATEMENT_S)
-            problems = [
-                f"pg_hba.conf line {row['line_number']}: {row['error']}"
-                for row in await session.rows(
-                    "SELECT line_number, error FROM pg_hba_file_rules WHERE error IS NOT NULL", within_s=STATEMENT_S
-                )
-            ]
-            settled = not member.peers_told or await self._settle_slots(session, primary=primary)
-            if primary:
-                problems += (await roles.Declared(member, session).converge()).problems
-        self._observer.roles_problems = tuple(problems)
-        if not primary:
-            await self.apply_sync(closed_sync(member.desired))
-        return settled
-
-    async def _settle_slots(self, session: Session, *, primary: bool) -> bool:
-        wanted = {slot_name(peer.member) for peer in self._member.peers} if primary else set[str]()
-        return await settle_slots(session, wanted=wanted, within_s=STATEMENT_S)
-
-
-async def _in_recovery(session: Session) -> bool:
-    return bool((await session.row("SELECT pg_is_in_recovery() AS yes", within_s=STATEMENT_S))["yes"])
-
-
-async def _setting(session: Session, name: str) -> str:
-    return str((await session.row("SELECT current_setting(%s) AS value", [name], within_s=STATEMENT_S))["value"])
+        return await self._convergence.converge()

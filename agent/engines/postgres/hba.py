@@ -3,7 +3,8 @@
 - The agent, over the Unix socket, by its operating system user. Nobody else comes in there.
 - Other members as the replication user, for streaming, cloning, rewinding and asking about timelines: by their node's
   certificate where both ends have TLS, by password where one has not.
-- Clients only through the proxies, which run on the nodes of the members, with a password. The superuser not at all.
+- Clients only through the proxies, which run on the nodes of the members, by the password that they have proved there.
+  From another node a proxy comes by TLS with its node's certificate, where both have TLS. The superuser not at all.
 
 The source address of a connection to a loopback address is always 127.0.0.1, whatever loopback address the connecting
 member listens on, so members on loopback admit that address for each other.
@@ -42,8 +43,9 @@ def render_hba(*, own_address: str, neighbours: Iterable[Neighbour], tls: bool) 
     for neighbour in neighbours:
         lines += [line for net in _networks(neighbour.address) for line in _replication(net, neighbour, tls)]
     lines.append(f"host all {SUPERUSER},{REPLICATION_USER} all reject")
-    for address in (own_address, *(neighbour.address for neighbour in neighbours)):
-        lines += [f"host all all {net} scram-sha-256" for net in _networks(address)]
+    lines += [f"host all all {net} scram-sha-256" for net in _networks(own_address)]
+    for neighbour in neighbours:
+        lines += [line for net in _networks(neighbour.address) for line in _proxied(net, neighbour, tls)]
     lines.append("host all all all reject")
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
@@ -56,6 +58,13 @@ def _replication(network: str, neighbour: Neighbour, tls: bool) -> list[str]:
     with_certificate = f"hostssl {what} cert map={NODES_MAP}"
     # A neighbour not yet known to have TLS may be one that cannot: a password then, which it never sends in clear.
     return [with_certificate] if neighbour.tls else [with_certificate, f"hostnossl {what} scram-sha-256"]
+
+
+def _proxied(network: str, neighbour: Neighbour, tls: bool) -> list[str]:
+    if not tls:
+        return [f"host all all {network} scram-sha-256"]
+    by_tls = f"hostssl all all {network} scram-sha-256 clientcert=verify-ca"
+    return [by_tls] if neighbour.tls else [by_tls, f"hostnossl all all {network} scram-sha-256"]
 
 
 def render_ident(*, os_users: Iterable[str], nodes: Iterable[str]) -> str:

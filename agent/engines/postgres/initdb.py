@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 from agent.engines.files import make_owned_directory, remove_tree
 from agent.engines.postgres.member import SUPERUSER, Member
@@ -10,12 +12,12 @@ from agent.engines.postgres.member import SUPERUSER, Member
 INITDB_WITHIN_S = 180.0
 
 
-async def initialise(member: Member) -> None:
+async def initialise(member: Member, *, remove: Callable[[Path], None] = remove_tree) -> None:
     """Beside the final place, then moved there by one rename, so that a half-made one is never taken for whole."""
     paths = member.paths
     member.relabel(begun="initialise")
-    await asyncio.to_thread(remove_tree, paths.incoming)
-    await asyncio.to_thread(remove_tree, paths.data)
+    await asyncio.to_thread(remove, paths.incoming)
+    await asyncio.to_thread(remove, paths.data)
     make_owned_directory(paths.incoming, member.setup.run_as)
     arguments = [
         *("--pgdata", str(paths.incoming), "--username", SUPERUSER, "--data-checksums"),

@@ -27,6 +27,7 @@ SUPERUSER = "postgres"
 REPLICATION_USER = "moorage_replication"
 SLOT_PREFIX = "moorage_"
 CONNECT_WITHIN_S = 5.0
+CARRIED_OVER_FROM = 17  # major version from which on logical slots can be kept on replicas
 SOCKET_PATH_MAX = 107  # bytes in sockaddr_un.sun_path, without the final zero
 
 
@@ -69,6 +70,16 @@ class Member:
     def tls(self) -> bool:
         """Whether this member's engine and tools speak TLS."""
         return self.setup.offer.tls and self.setup.tls_files is not None
+
+    @property
+    def logical(self) -> bool:
+        """The user has asked for logical decoding."""
+        return self.desired.parameters.get("wal_level") == "logical"
+
+    @property
+    def carries_slots_over(self) -> bool:
+        """Logical slots are kept on the replicas too."""
+        return self.logical and self.setup.offer.version >= CARRIED_OVER_FROM
 
     def peer(self, member: str) -> PeerMember | None:
         return next((peer for peer in self.peers if peer.member == member), None)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.engines.base import EngineFacts
+from agent.engines.postgres import faults
 from agent.engines.postgres.configuration import Configuration
 from agent.engines.postgres.control import ControlFile, segment_name
 from agent.engines.postgres.member import REPLICATION_USER, Member
@@ -24,7 +25,10 @@ from agent.engines.postgres.process import Postmaster
 from agent.engines.postgres.replication import conninfo_of_walreceiver, leads_to
 from agent.engines.postgres.session import Row, Session
 from agent.engines.postgres.settings import read_sync
+from agent.engines.postgres.surroundings import Surroundings
+from agent.engines.troubles import Cure, Diagnosis, Trouble, diagnosis_of
 from agent.ha.view import Engine, EngineState, Fork, Standby
+from agent.local import boot_id
 from agent.supervise.base import ProcessId
 from core.errors import EngineError, MoorageError, TimedOutError, UnavailableError
 from core.log import EventLog
@@ -85,9 +89,16 @@ class Observer:
     """Keeps the connection and what was last seen."""
 
     def __init__(
-        self, member: Member, postmaster: Postmaster, control: ControlFile, configuration: Configuration
+        self,
+        member: Member,
+        postmaster: Postmaster,
+        control: ControlFile,
+        configuration: Configuration,
+        surroundings: Surroundings,
     ) -> None:
         self._member = member
+        self._surroundings = surroundings
+        self._death: tuple[ProcessId, Diagnosis] | None = None  # of the last process, if it ended unexpectedly
         self._postmaster = postmaster
         self._control = control
         self._configuration = configuration
@@ -95,21 +106,42 @@ class Observer:
         self._opened_at = 0.0
         self._sized_at: float | None = None
         self._remembered: Remembered | None = None
+        self._last: Engine | None = None
+        self._fault: Diagnosis | None = None  # found by the look under way
         self.leader_forks: tuple[Fork, ...] = ()
         self.roles_problems: tuple[str, ...] = ()
+        self.slot_notices: tuple[Diagnosis, ...] = ()
         self.facts = EngineFacts(full_version=member.setup.offer.full_version, tls=member.tls)
 
     async def observe(self) -> Engine:
+        surroundings = self._surroundings
+        surroundings.look()
+        self._fault = None
         process = self._postmaster.find()
         if process is None:
             self.close()
             await self._postmaster.sweep()
             process = self._postmaster.find()  # started meanwhile
+        if surroundings.silent is not None:
+            engine = self._disk_is_silent(process, surroundings.silent)
+        else:
+            engine = await self._ended() if process is None else await self._alive(process)
         self.facts = replace(
-            self.facts, tls=self._member.tls, problems=(*self._configuration.problems, *self.roles_problems)
+            self.facts,
+            tls=self._member.tls,
+            problems=(*self._configuration.problems, *self.roles_problems),
+            fault=self._fault,
+            notices=(*surroundings.notices(), *(self.slot_notices if process is not None else ())),
         )
-        engine = await self._ended() if process is None else await self._alive(process)
-        return replace(engine, leader_forks=self.leader_forks)
+        full = surroundings.full
+        return replace(engine, leader_forks=self.leader_forks, unfit=full.message if full is not None else "")
+
+    def _disk_is_silent(self, process: ProcessId | None, why: Diagnosis) -> Engine:
+        """Nothing is read that might wait for that disk: what was known last stands."""
+        last = self._last or Engine(state=EngineState.CRASHED, role=self._role_on_disk())
+        state = EngineState.UNRESPONSIVE if process is not None else EngineState.CRASHED
+        self._fault = why
+        return replace(last, state=state, streaming=False, standbys=(), failure=why.message, broken=False)
 
     def close(self) -> None:
         if self._session is not None:
@@ -123,20 +155,65 @@ class Observer:
         self._remembered = None
         self.facts = replace(self.facts, connections=0, lag_bytes=0, pending_restart=())
         if not member.has_data():
-            return Engine(state=EngineState.ABSENT)
+            self._fault = self._what_is_left()
+            return Engine(state=EngineState.ABSENT, failure=_text(self._fault))
         try:
             control = await self._control.read()
         except (EngineError, TimedOutError) as error:
-            # Perhaps being replaced this very moment; else a new copy is all that helps.
-            return Engine(state=EngineState.ABSENT, failure=str(error))
+            return self._without_control(error)
         ended_well = member.label.asked_to_end or control.clean
-        return Engine(
+        why = self._fault = None if ended_well else self._why_ended()
+        now = member.setup.clock.now()
+        self._last = Engine(
             state=EngineState.STOPPED if ended_well else EngineState.CRASHED,
             role=self._role_on_disk(),
             position=control.position,
             system_id=control.system_id,
             upstream=member.label.upstream if member.is_standby() else "",
+            failure=_text(why),
+            broken=why is not None and why.cure is Cure.COPY,
+            retry_at=self._surroundings.deaths.retry_at(now),
         )
+        return self._last
+
+    def _what_is_left(self) -> Diagnosis | None:
+        """Of a directory that once was whole, and that nobody has begun to replace."""
+        member = self._member
+        if member.label.begun or not (member.paths.data / "global").exists():
+            return None
+        evidence = f"{member.paths.data / 'PG_VERSION'} is missing"
+        return Diagnosis(trouble=Trouble.DATA_INCOMPLETE, evidence=evidence)
+
+    def _without_control(self, error: MoorageError) -> Engine:
+        """Data that is damaged is as good as none: a new copy is all that helps. Data that only cannot be read now
+        (programs removed, permissions taken, a disk with errors) is there all the same, and never given up for that."""
+        diagnosis = self._fault = diagnosis_of(error)
+        if diagnosis is not None and diagnosis.cure is Cure.COPY:
+            return Engine(state=EngineState.ABSENT, failure=diagnosis.message)
+        known = self._control.last
+        return Engine(
+            state=EngineState.CRASHED,
+            role=self._role_on_disk(),
+            position=known.position if known is not None else WalPosition(),
+            system_id=known.system_id if known is not None else "",
+            failure=_text(diagnosis) or str(error),
+        )
+
+    def _why_ended(self) -> Diagnosis | None:
+        """Why the last process ended, which nobody had asked to; looked up once a process."""
+        member = self._member
+        process = member.label.process
+        if not process.pid:
+            return None
+        if process.boot != boot_id():
+            return Diagnosis(trouble=Trouble.ENDED_SILENTLY, evidence="the machine was restarted")
+        if self._death is None or self._death[0] != process:
+            why = faults.ended(self._postmaster.printed())
+            self._death = (process, why)
+            if self._postmaster.was_ready(process):
+                self._surroundings.deaths.note(member.setup.clock.now(), why)
+            log.warning("engine_death_explained", member=member.subject, reason=why.trouble.value, why=why.evidence)
+        return self._death[1]
 
     def _role_on_disk(self) -> Role:
         return Role.REPLICA if self._member.is_standby() else Role.PRIMARY
@@ -158,6 +235,8 @@ class Observer:
             self.close()
             return self._unanswered(known, error)
         known.answered_at, known.last = self._member.setup.clock.now(), engine
+        self._last = engine
+        self._postmaster.note_ready(process)
         return engine
 
     async def _open(self, now: float) -> Session:
@@ -228,6 +307,7 @@ class Observer:
         known.caught_up = known.caught_up or receiver is not None or row["startup_waits"] in _ALL_REPLAYED
         upstream = self._upstream(row["conninfo"])
         streaming = self._streams(row, upstream)
+        lacks_log = not streaming and self._postmaster.lacks_log()
         return Engine(
             state=EngineState.RUNNING if known.caught_up else EngineState.STARTING,
             role=Role.REPLICA,
@@ -236,7 +316,8 @@ class Observer:
             system_id=row["system_id"],
             upstream=upstream,
             streaming=streaming,
-            failure="" if streaming or not self._postmaster.lacks_log() else LACKS_LOG,
+            failure=LACKS_LOG if lacks_log else "",
+            broken=lacks_log,
         )
 
     def _timeline(self, row: Row, receiver: dict[str, Any] | None, position: Lsn) -> int:
@@ -282,6 +363,10 @@ class Observer:
         if receiver is None or receiver["status"] != "streaming":
             return False
         return peer is None or leads_to(receiver["conninfo"] or "", peer)
+
+
+def _text(diagnosis: Diagnosis | None) -> str:
+    return diagnosis.message if diagnosis is not None else ""
 
 
 def _lsn(text: str | None) -> Lsn:

@@ -6,6 +6,9 @@ finds it by the identity in the label or, failing that, by postmaster.pid checke
 Invariant: the engine counts as ended only when none of its processes is left. A postmaster killed with SIGKILL leaves
 backends that go on writing until they next look up, and a new postmaster refuses to start beside them; so whoever
 notices the death (observe, wait_died, start, fence) kills them before anything is concluded from it.
+
+A process that waits for a disk which does not answer cannot be killed, but with SIGKILL pending it will never run
+again: it is *doomed*. A fence does not wait for it, since it acknowledges nothing any more; a start does.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.engines.files import make_owned_directory
+from agent.engines.postgres import faults
 from agent.engines.postgres.member import Member
-from agent.engines.tools import tail
+from agent.engines.troubles import Diagnosis, Trouble, TroubleError
 from agent.engines.waiting import until
 from agent.supervise import processes
 from agent.supervise.base import Launch, ProcessId, Supervisor
@@ -30,24 +35,30 @@ log = EventLog("agent.engine")
 PROGRAMS = frozenset(
     {"postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata", "pg_waldump", "pg_ctl", "pg_resetwal"}
 )
-POLL_S = 0.02
+POLL_S = 0.005  # one small file is read
 STOP_FAST_S = 30.0  # the shutdown checkpoint, and standbys that must hear of it
 STOP_IMMEDIATE_S = 5.0
 LINGER_S = 1.0  # the log collector ends by itself when the last writer has
-LOG_TAIL_BYTES = 8192
+SWEEP_WITHIN_S = 2.0  # below what the keeper allows for a look
+KILL_WITHIN_S = 0.5
+LOG_TAIL_BYTES = 32768
+_FIRST_WORDS = "starting PostgreSQL"
 EARLY_LOG_BYTES_MAX = 1 << 20  # what is printed before the engine's own log works; a few lines a start
 
 
 class StartPreventedError(EngineError):
-    """It could not start for a reason outside its data and parameters: called off, or the port is taken."""
+    """The start was called off by a stop or a fence."""
 
 
 class Postmaster:
     """The main process of one member's engine, and all it brought forth."""
 
-    def __init__(self, member: Member, supervisor: Supervisor) -> None:
+    def __init__(self, member: Member, supervisor: Supervisor, disk_silent: Callable[[], bool]) -> None:
         self._member = member
         self._supervisor = supervisor
+        self._disk_silent = disk_silent
+        self.doomed: frozenset[ProcessId] = frozenset()
+        self._ready: ProcessId | None = None
         self._process: ProcessId | None = None
         self._swept = False  # no leftover can exist: nothing of ours has run since the last sweep
         # Held while killing: a sweep that began before a start must not meet the new postmaster.
@@ -65,7 +76,7 @@ class Postmaster:
                 log.info("engine_adopted", member=self._member.subject, pid=self._process.pid)
         elif not self._supervisor.alive(self._process):
             self._process = None
-        return self._process
+        return None if self._process in self.doomed else self._process
 
     def _adoptable(self) -> ProcessId | None:
         label = self._member.label
@@ -105,6 +116,10 @@ class Postmaster:
         if self.find() is not None:
             raise EngineError("the engine runs already", object=member.subject)
         await self.sweep()
+        if self.doomed:
+            pids = ", ".join(str(process.pid) for process in self.doomed)
+            diagnosis = Diagnosis(trouble=Trouble.LEFTOVER_PROCESS, evidence=f"pid {pids}, which cannot be killed")
+            raise TroubleError(diagnosis, object=member.subject)
         self._remove_stale_lock()
         make_owned_directory(member.paths.sockets, member.setup.run_as)
         make_owned_directory(member.paths.logs, member.setup.run_as)
@@ -126,10 +141,11 @@ class Postmaster:
             output=member.paths.log,
             run_as=member.setup.run_as,
         )
-        self._log_from = self._log_end()
+        self._log_from, self._early_from = self._log_end(), 0
         with contextlib.suppress(OSError):
             if launch.output.stat().st_size > EARLY_LOG_BYTES_MAX:
                 os.truncate(launch.output, 0)
+            self._early_from = launch.output.stat().st_size
         try:
             self._process = self._supervisor.start(launch)
         except OSError as error:
@@ -156,6 +172,7 @@ class Postmaster:
             async with asyncio.timeout(within_s):
                 while self._supervisor.alive(process):
                     if self.status == "ready":
+                        self.note_ready(process)
                         return True
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
@@ -164,20 +181,27 @@ class Postmaster:
         await self._let_linger(LINGER_S)
         printed = self.printed()
         await self.sweep()
-        what, subject = f"the engine ended while starting: {tail(printed)}", self._member.subject
+        subject = self._member.subject
         if self.halts != halts:
-            raise StartPreventedError(f"the start was called off: {what}", object=subject)
-        if "could not bind" in printed:
-            raise StartPreventedError(what, object=subject, hint="Another program uses the port.")
-        raise EngineError(what, object=subject)
+            raise StartPreventedError("the start was called off", object=subject)
+        raise TroubleError(faults.ended(printed), object=subject)
+
+    def note_ready(self, process: ProcessId) -> None:
+        """It has let clients in."""
+        self._ready = process
+
+    def was_ready(self, process: ProcessId) -> bool:
+        """Whether it has ever let clients in, as far as this agent knows."""
+        return self._ready == process
 
     # --- its log ----------------------------------------------------------------------------------------------------
 
-    _log_from: tuple[Path, int] | None = None
+    _log_from: tuple[Path, int] | None = None  # where its log ended when it was started; None = started by another
+    _early_from = 0
 
-    def _log_end(self) -> tuple[Path, int] | None:
+    def _log_end(self) -> tuple[Path, int]:
         newest = self._newest_log()
-        return (newest, newest.stat().st_size) if newest else None
+        return (newest, newest.stat().st_size) if newest else (self._member.paths.logs, 0)
 
     def _newest_log(self) -> Path | None:
         logs = self._member.paths.logs
@@ -187,16 +211,15 @@ class Postmaster:
     def printed(self) -> str:
         """What the engine has logged since its last start, the end of it."""
         newest, start = self._newest_log(), self._log_from
-        text = ""
-        if newest is not None:
-            offset = start[1] if start is not None and start[0] == newest else 0
-            text = _read_end(newest, offset)
-        return text if "FATAL" in text or "PANIC" in text else f"{_read_end(self._member.paths.log, 0)}\n{text}"
+        if start is None:
+            text = _read_end(newest, 0) if newest is not None else ""
+            return text[max(0, text.rfind(_FIRST_WORDS)) :]
+        text = _read_end(newest, start[1] if start[0] == newest else 0) if newest is not None else ""
+        return f"{_read_end(self._member.paths.log, self._early_from)}\n{text}"
 
     def lacks_log(self) -> bool:
         """Whether a replica asked its primary for log that is no longer there, as the last it had to say of it."""
-        printed = self.printed()
-        return printed.rfind("has already been removed") > printed.rfind("started streaming WAL")
+        return faults.lacks_log(self.printed())
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
@@ -213,16 +236,22 @@ class Postmaster:
                 log.warning("engine_not_stopped", member=self._member.subject, signal=number.name, after_s=within_s)
             await self._let_linger(LINGER_S)
         await self.sweep(force=True)
+        if self.doomed:
+            diagnosis = Diagnosis(trouble=Trouble.DISK_SILENT, evidence="its processes cannot be ended")
+            raise TroubleError(diagnosis, object=self._member.subject)
 
     async def fence(self, within_s: float) -> None:
-        """Immediate shutdown; after half of the time SIGKILL to everything. Depends on no disk."""
+        """Immediate shutdown; after half of the time SIGKILL to everything. Depends on no disk: what waits for one is
+        left behind doomed."""
         self.halts += 1
         process = self.find()
         if process is not None:
             self._supervisor.send(process, signal.SIGQUIT)
             if await self._ended_within(process, within_s / 2):
                 await self._let_linger(within_s / 4)
-        await self.sweep(force=True)
+        await self.sweep(force=True, within_s=max(within_s / 2, KILL_WITHIN_S))
+        if self.doomed or self._disk_silent():
+            return  # writing the label would wait for that disk
         with contextlib.suppress(OSError):
             self._member.relabel(durable=False, asked_to_end=True)
 
@@ -241,17 +270,24 @@ class Postmaster:
         with contextlib.suppress(TimedOutError):
             await until(all_gone, within_s=within_s, what="leftovers did not end", subject=self._member.subject)
 
-    async def sweep(self, *, force: bool = False) -> None:
+    async def sweep(self, *, force: bool = False, within_s: float = SWEEP_WITHIN_S) -> None:
         """Kill what is left of an engine that has ended, and of tools of an agent before us, unless nothing can be
         left. With `force` the living postmaster as well."""
         async with self._sweeping:
+            if self.doomed:
+                self.doomed = frozenset(process for process in self.doomed if self._supervisor.alive(process))
+                if self.doomed and not force:
+                    return
             if not force and (self._swept or self.find() is not None):
                 return
-            killed = await processes.kill_below(self._member.paths.root, PROGRAMS, self._member.setup.clock.now)
-            if killed:
-                log.warning("engine_leftovers_killed", member=self._member.subject, processes=killed)
-            self._process = None
-            self._swept = True
+            now = self._member.setup.clock.now
+            killing = await processes.kill_below(self._member.paths.root, PROGRAMS, now, within_s=within_s)
+            if killing.found:
+                log.warning("engine_leftovers_killed", member=self._member.subject, processes=killing.found)
+            self.doomed = frozenset(killing.left)
+            if not self.doomed:
+                self._process = None
+            self._swept = not self.doomed
 
     async def died(self) -> None:
         """Return when the postmaster has ended and no process of the engine is left."""

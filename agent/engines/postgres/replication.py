@@ -1,4 +1,4 @@
-"""Between members: how one connects to another, slots, timeline histories, and copies of whole data directories.
+"""Between members: how one connects to another, timeline histories, and copies of whole data directories.
 
 Every connection between members is the replication user's. Where both ends have TLS it is verified in full: the
 server's certificate must be of the node that the member lives on, whatever address it was reached at. Both the
@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from agent.engines.disk import PROBE_FILE
 from agent.engines.files import make_owned_directory, remove_tree, tree_bytes, write_owned
-from agent.engines.postgres.member import REPLICATION_USER, SLOT_PREFIX, Member, slot_name
+from agent.engines.postgres.member import REPLICATION_USER, Member, slot_name
 from agent.engines.postgres.session import Session
+from agent.engines.postgres.slots import make_fresh
 from agent.ha.view import Fork
-from core.errors import EngineError
 from core.log import EventLog
 from core.positions import Lsn
 from core.records import PeerMember
@@ -71,8 +71,10 @@ def conninfo_of_tools(member: Member, peer: PeerMember, **more: str) -> str:
 
 
 def conninfo_of_walreceiver(member: Member, peer: PeerMember) -> str:
-    """primary_conninfo; the application name is what synchronous_standby_names and pg_stat_replication know."""
-    return conninfo_of_tools(member, peer, application_name=member.name)
+    """primary_conninfo; the application name is what synchronous_standby_names and pg_stat_replication know. The
+    database is for carrying over logical slots, which is done in SQL."""
+    database = {"dbname": "postgres"} if member.carries_slots_over else {}
+    return conninfo_of_tools(member, peer, application_name=member.name, **database)
 
 
 def leads_to(conninfo: str, peer: PeerMember) -> bool:
@@ -131,54 +133,15 @@ def parse_history(text: str) -> tuple[Fork, ...]:
     return tuple(forks)
 
 
-# --- slots ----------------------------------------------------------------------------------------------------------
-
-
-async def settle_slots(session: Session, *, wanted: set[str], within_s: float) -> bool:
-    """Make the wanted slots, drop our others and those whose log is lost. Returns whether all is as wanted."""
-    rows = await session.rows(
-        "SELECT slot_name AS name, active, wal_status FROM pg_replication_slots"
-        " WHERE slot_type = 'physical' AND NOT temporary AND starts_with(slot_name, %s)",
-        [SLOT_PREFIX],
-        within_s=within_s,
-    )
-    settled = True
-    present = set()
-    for row in rows:
-        lost = row["wal_status"] == "lost"
-        if row["name"] in wanted and not lost:
-            present.add(row["name"])
-        elif row["active"]:
-            settled = False  # its user is still connected; it goes with the next round
-            present.add(row["name"])
-        else:
-            await session.rows("SELECT pg_drop_replication_slot(%s)", [row["name"]], within_s=within_s)
-            log.info("slot_dropped", slot=row["name"], lost=lost)
-    for name in sorted(wanted - present):
-        await session.rows("SELECT pg_create_physical_replication_slot(%s, true)", [name], within_s=within_s)
-        log.info("slot_created", slot=name)
-    return settled
-
-
-async def _fresh_slot(member: Member, source: PeerMember) -> None:
-    """The own slot on the primary, holding the log from now on; an old one may have lost what it held."""
-    name = slot_name(member.name)
-    async with remote_session(member, source, walsender=True) as session:
-        for command, harmless in (
-            ("DROP_REPLICATION_SLOT {} WAIT", "does not exist"),
-            ("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", "already exists"),  # the primary was quicker
-        ):
-            try:
-                await session.rows(sql.SQL(command).format(sql.Identifier(name)), within_s=PEER_ANSWER_S)
-            except EngineError as error:
-                if harmless not in str(error):
-                    raise
-
-
 # --- copies ---------------------------------------------------------------------------------------------------------
 
 
-async def copy_from(member: Member, source: PeerMember, *, keep_old_at: Path | None = None) -> None:
+Remove = Callable[[Path], None]  # gets rid of a directory
+
+
+async def copy_from(
+    member: Member, source: PeerMember, *, remove: Remove = remove_tree, keep_old_at: Path | None = None
+) -> None:
     """Replace the data directory by a copy of the source's, as a standby's.
 
     The old directory stays as it is until the copy is whole, if there is room for both: a source that dies meanwhile
@@ -186,13 +149,14 @@ async def copy_from(member: Member, source: PeerMember, *, keep_old_at: Path | N
     caller takes the label off when the new one is configured.
     """
     paths, owner = member.paths, member.setup.run_as
-    await asyncio.to_thread(remove_tree, paths.incoming)
+    await asyncio.to_thread(remove, paths.incoming)
     await history(member, source)  # it answers and lets us in: only now may anything be given up for it
     slot: tuple[str, ...] = ()
     if source.role is not Role.REPLICA:
-        await _fresh_slot(member, source)
+        async with remote_session(member, source, walsender=True) as session:
+            await make_fresh(session, slot_name(member.name), PEER_ANSWER_S)
         slot = ("--slot", slot_name(member.name))
-    await _make_room(member)
+    await _make_room(member)  # really removed: the room is needed now
     make_owned_directory(paths.incoming, owner)
     arguments = [
         *("--pgdata", str(paths.incoming), "--dbname", conninfo_of_tools(member, source), "--no-password"),
@@ -203,8 +167,9 @@ async def copy_from(member: Member, source: PeerMember, *, keep_old_at: Path | N
     within_s = COPY_BASE_S + member.desired.disk_bytes / COPY_BYTES_PER_S
     await member.tools.run("pg_basebackup", *arguments, within_s=within_s)
     write_owned(paths.incoming / "standby.signal", b"", owner)
-    (paths.incoming / "moorage.sync.conf").unlink(missing_ok=True)  # the source's
-    await _take_place(member, keep_old_at)
+    for name in ("moorage.sync.conf", PROBE_FILE):  # the source's
+        (paths.incoming / name).unlink(missing_ok=True)
+    await _take_place(member, remove, keep_old_at)
 
 
 async def _make_room(member: Member) -> None:
@@ -218,10 +183,10 @@ async def _make_room(member: Member) -> None:
         await asyncio.to_thread(remove_tree, data)
 
 
-async def _take_place(member: Member, keep_old_at: Path | None) -> None:
+async def _take_place(member: Member, remove: Remove, keep_old_at: Path | None) -> None:
     paths = member.paths
     member.relabel(begun="clone")
     if paths.data.exists() and keep_old_at is not None:
         paths.data.rename(keep_old_at)
-    await asyncio.to_thread(remove_tree, paths.data)
+    await asyncio.to_thread(remove, paths.data)
     paths.incoming.rename(paths.data)

@@ -1,28 +1,32 @@
 """A data directory that has gone its own way, brought back behind the leader.
 
 What may be there past the point where the leader's timeline left ours is the un-replicated tail: commits that this
-member acknowledged (or was about to) and nobody else has. It is saved aside before anything is changed, and told.
+member acknowledged (or was about to) and nobody else has. It is saved aside (`kept`) before anything is changed, and
+told.
+
+Whether the leader's history is ours is seen from the whole of both, not from timeline numbers: two members that
+promoted themselves apart are on timelines of the same number. Where the own history cannot be read, it is not ours.
 
 Four ways back, the first that fits:
 1. Nothing past the fork, or the same timeline: start as it is.
 2. Only log past the fork, no data page has it (a stopped standby): cut the log there. Left alone, the engine would
    replay it before it asks the leader.
 3. pg_rewind. It needs the leader's pg_control to show the new timeline, so the leader checkpoints first; it leaves the
-   directory unusable when it is interrupted, so the label says `rewind` before its first byte; and it copies the
-   leader's configuration, so ours is written again after it.
-4. A new copy, when rewinding fails for whatever reason.
+   directory unusable when it is interrupted, so the label says `rewind` before its first byte, and anything but success
+   ends in a copy; and it copies the leader's configuration, so ours is written again after it.
+4. A new copy, when the data is damaged, or rewinding fails for whatever reason.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from pathlib import Path
 
-from agent.engines.files import remove_tree, tree_bytes, write_owned
+from agent.engines.files import write_owned
 from agent.engines.postgres.configuration import Configuration
-from agent.engines.postgres.control import ControlData, ControlFile, Tail, segment_name, tail_after
+from agent.engines.postgres.control import ControlData, ControlFile, Tail, tail_after
+from agent.engines.postgres.kept import Kept, Saved, segments_of
 from agent.engines.postgres.member import Member
 from agent.engines.postgres.replication import (
     COPY_BASE_S,
@@ -35,30 +39,29 @@ from agent.engines.postgres.replication import (
     remote_session,
 )
 from agent.ha.view import Fork
-from core.clock import iso
 from core.errors import EngineError, MoorageError, TimedOutError, UnavailableError, words
 from core.log import EventLog
 from core.positions import Lsn
 from core.records import PeerMember
 
 log = EventLog("agent.rewind")
-SAVED_BYTES_MAX = 1 << 30
-SAVED_DISK_SHARE = 16  # at most one sixteenth of the member's disk
-SAVED_KEPT = 3  # directories; the oldest go first
-OLD_DATA_DISK_SHARE = 4  # a whole directory is kept only when it is smaller than a quarter of the member's disk
 CHECKPOINT_WITHIN_S = 120.0
-SAVED_PREFIX = "diverged-"
+History = tuple[Fork, ...]
 
 
 class Rejoin:
     """One run for one stopped member behind one leader. `sentence` grows as things are done."""
 
-    def __init__(self, member: Member, control: ControlFile, configuration: Configuration, leader: PeerMember) -> None:
+    def __init__(
+        self, member: Member, control: ControlFile, configuration: Configuration, kept: Kept, leader: PeerMember
+    ) -> None:
         self._member = member
+        self._kept = kept
         self._control = control
         self._configuration = configuration
         self._leader = leader
-        self._saved: Path | None = None
+        self._saved: Saved | None = None
+        self._whole: Path | None = None  # where the old directory is kept
         self._keep_old = False  # the old directory may hold what nobody else has, and no fork tells from where on
         self.sentence = ""
 
@@ -84,22 +87,22 @@ class Rejoin:
         self.sentence = f"{how}, now follows {leader.member}{self._where_saved()}"
 
     async def copy_anew(self, why: str) -> None:
-        """Without looking at what is there, which is kept if it is small enough."""
-        self._keep_old = self._member.has_data()
+        """Without looking at what is there. It is kept if it is small enough and may hold what nobody else has: a
+        standby's holds only what it was sent."""
+        self._keep_old = may_hold_own_writes(self._member)
         await self.copy(why)
 
     async def copy(self, why: str) -> None:
         """The last way."""
         member, leader = self._member, self._leader
-        if self._keep_old and self._saved is None:
-            self._saved = await self._new_place("whole")
         keep_at = await self._place_for_old_data()
-        await copy_from(member, leader, keep_old_at=keep_at)
+        await copy_from(member, leader, remove=self._kept.remove, keep_old_at=keep_at)
+        self._whole = keep_at if keep_at is not None and keep_at.exists() else None
         self.sentence = f"{why}, was cloned from {leader.member}{self._where_saved()}"
 
     def _where_saved(self) -> str:
-        kept = self._saved is not None and any(self._saved.iterdir())
-        return f"; what only it had is kept in {self._saved}" if kept else ""
+        saved = f"; {self._saved}" if self._saved is not None else ""
+        return f"{saved}; its former data is kept in {self._whole}" if self._whole is not None else saved
 
     async def _without_copy(self, system_id: str, timeline: int, forks: tuple[Fork, ...]) -> str:
         member, leader = self._member, self._leader
@@ -107,77 +110,58 @@ class Rejoin:
         if control.system_id != system_id:
             raise EngineError(f"its data is of another database system than {leader.member}'s")
         mine = control.position.timeline
-        fork = next((fork.lsn for fork in forks if fork.timeline == mine), None)
-        if mine == timeline and self._own_history(mine) in (None, forks):
+        fork = self._fork(mine, timeline, forks)
+        if fork is None:
             self._keep_old = False
             return f"was on timeline {timeline} already"
-        if fork is None:
-            raise EngineError(f"its timeline {mine} is not in the history of {leader.member}'s timeline {timeline}")
         tail = await tail_after(member.tools, member.paths.data, mine, fork)
         if tail is None:
             self._keep_old = False
             return f"had nothing past {fork}, where timeline {mine} was left"
-        await self._save(tail, control)
-        lost = f"had {tail.commits} commits in {tail.end - tail.start} bytes of log past {fork} on timeline {mine}"
+        self._saved = await asyncio.to_thread(self._kept.save_log, tail, control)
+        lost = f"had {tail.commits} commits past {fork}, where {leader.member} left timeline {mine}"
         if control.standby and control.position.lsn <= fork:
             await asyncio.to_thread(self._cut, tail, control)
             return f"{lost}, which were cut off"
         await self._rewind(timeline)
         return f"{lost} and was rewound to timeline {timeline}"
 
-    def _own_history(self, timeline: int) -> tuple[Fork, ...] | None:
-        """How the own data came to its timeline; None when its history file is not there. Two members that promoted
-        themselves apart may both be on a timeline of the same number."""
+    def _fork(self, mine: int, timeline: int, forks: History) -> Lsn | None:
+        """Where the leader's history left the own timeline; None when it is still on it. EngineError when the histories
+        have parted before, or may have."""
+        leader, own = self._leader.member, self._own_history(mine)
+        common = forks if mine == timeline else forks[: next((i for i, f in enumerate(forks) if f.timeline == mine), 0)]
+        if mine != timeline and all(fork.timeline != mine for fork in forks):
+            raise EngineError(f"its timeline {mine} is not in the history of {leader}'s timeline {timeline}")
+        if own is None:
+            raise EngineError(f"the history of its own timeline {mine} cannot be read")
+        if own != common:
+            raise EngineError(f"its history up to timeline {mine} is not {leader}'s")
+        return next((fork.lsn for fork in forks if fork.timeline == mine), None)
+
+    def _own_history(self, timeline: int) -> History | None:
+        """How the own data came to its timeline; None when its history file is not there. Nothing came before 1."""
+        if timeline == 1:
+            return ()
         try:
             return parse_history((self._member.paths.data / "pg_wal" / f"{timeline:08X}.history").read_text())
         except (OSError, ValueError):
             return None
 
-    # --- saving -----------------------------------------------------------------------------------------------------
-
-    async def _save(self, tail: Tail, control: ControlData) -> None:
-        budget = min(SAVED_BYTES_MAX, self._member.desired.disk_bytes // SAVED_DISK_SHARE)
-        self._saved = await self._new_place(f"timeline{tail.timeline}")
-        copied, left_out = await asyncio.to_thread(self._copy_segments, self._saved, tail, control, budget)
-        log.warning(
-            "diverged_log_saved",
-            member=self._member.subject,
-            directory=str(self._saved),
-            segments=copied,
-            left_out=left_out,
-            commits=tail.commits,
-        )
-
-    async def _new_place(self, what: str) -> Path:
-        at = iso(self._member.setup.clock.wall()).replace(":", "").replace("-", "")[:15]
-        place = self._member.paths.root / f"{SAVED_PREFIX}{at}-{what}"
-        await asyncio.to_thread(_drop_oldest, self._member.paths.root, keep=SAVED_KEPT - 1)
-        place.mkdir(mode=0o700, exist_ok=True)
-        return place
-
-    def _copy_segments(self, into: Path, tail: Tail, control: ControlData, budget: int) -> tuple[int, int]:
-        names = _segments(self._member.paths.data, tail, control)
-        affordable = names[: max(1, budget // control.segment_bytes)]
-        for name in affordable:
-            shutil.copyfile(self._member.paths.data / "pg_wal" / name, into / name, follow_symlinks=False)
-        return len(affordable), len(names) - len(affordable)
-
     async def _place_for_old_data(self) -> Path | None:
         """Beside the saved log, when it is small enough: log without data pages tells a person little."""
         member = self._member
-        if self._saved is None or not member.paths.data.exists():
+        if not self._keep_old or not member.paths.data.exists():
             return None
-        size = await asyncio.to_thread(tree_bytes, member.paths.data)
-        if size <= member.desired.disk_bytes // OLD_DATA_DISK_SHARE:
-            return self._saved / "data"
-        log.warning("old_data_not_kept", member=member.subject, size_bytes=size)
-        return None
+        if not await asyncio.to_thread(self._kept.room_for_data):
+            return None
+        return (self._saved.place if self._saved is not None else self._kept.new_place(0)) / "data"
 
     # --- changing ---------------------------------------------------------------------------------------------------
 
     def _cut(self, tail: Tail, control: ControlData) -> None:
         """Zeros from the fork on, the first byte first: whatever is left behind it can no longer be reached."""
-        first, *rest = _segments(self._member.paths.data, tail, control)
+        first, *rest = segments_of(self._member.paths.data, tail, control)
         wal = self._member.paths.data / "pg_wal"
         with (wal / first).open("r+b") as segment:
             offset = tail.start.value % control.segment_bytes
@@ -219,14 +203,8 @@ class Rejoin:
                 raise TimedOutError(f"{self._leader.member} made no checkpoint on timeline {timeline}") from error
 
 
-def _segments(data: Path, tail: Tail, control: ControlData) -> list[str]:
-    """Log files of the tail, in order; always the first, even if only the engine's next start would make it."""
-    low = segment_name(tail.timeline, tail.start, control.segment_bytes)
-    high = segment_name(tail.timeline, Lsn(tail.end.value), control.segment_bytes)
-    return sorted(name for name in os.listdir(data / "pg_wal") if len(name) == len(low) and low <= name <= high)
-
-
-def _drop_oldest(root: Path, *, keep: int) -> None:
-    saved = sorted(path for path in root.glob(f"{SAVED_PREFIX}*") if path.is_dir())
-    for path in saved[: max(0, len(saved) - keep)]:
-        remove_tree(path)
+def may_hold_own_writes(member: Member) -> bool:
+    """The data directory is, or was before a rewind that did not end, that of a member that led."""
+    if not member.paths.data.exists() or member.label.begun in ("clone", "initialise"):
+        return False
+    return member.label.begun == "rewind" or not member.is_standby()

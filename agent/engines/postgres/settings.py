@@ -41,7 +41,10 @@ FORBIDDEN = MANAGED_PARAMETERS | {
     "recovery_target", "recovery_target_action", "recovery_target_inclusive", "recovery_target_lsn",
     "recovery_target_name", "recovery_target_time", "recovery_target_xid", "restore_command", "unix_socket_group",
     "lc_messages", "log_rotation_age", "log_rotation_size", "log_truncate_on_rotation", "update_process_title",
+    "sync_replication_slots", "synchronized_standby_slots",
 }  # fmt: skip
+# What a user may set to these values only.
+CHOICES = {"wal_level": ("replica", "logical")}
 # A user may raise these, not lower them below what the members need of each other.
 FLOORS = {"max_connections": 20, "max_wal_senders": 12, "max_replication_slots": 12}
 # A replica must not have less of these than its primary had; pg_control remembers what the primary had.
@@ -113,6 +116,8 @@ class Standing:
     major: int
     primary_conninfo: str  # empty = streams from nobody
     primary_slot_name: str
+    logical: bool  # the user wants logical decoding
+    waits_for_slots: tuple[str, ...]  # primary: slots that must have what logical subscribers get
     durable: bool
     floors: Mapping[str, int]  # REPLICA_FLOORS as the primary had them; empty on a primary
 
@@ -127,7 +132,7 @@ def managed(desired: MemberDesired, standing: Standing) -> dict[str, str]:
         "cluster_name": desired.member,
         "hot_standby": "on",
         "hot_standby_feedback": "off",  # a replica's long query must not bloat the primary
-        "wal_level": "replica",
+        "wal_level": "logical" if standing.logical else "replica",
         "wal_log_hints": "on",
         "restart_after_crash": "off",
         "password_encryption": "scram-sha-256",
@@ -147,6 +152,12 @@ def managed(desired: MemberDesired, standing: Standing) -> dict[str, str]:
         values["fsync"] = "off"
     if standing.major >= 17:
         values["allow_alter_system"] = "off"  # parameters are declared in the specification, the same on all members
+        if standing.logical:
+            values |= {
+                "hot_standby_feedback": "on",  # what subscribers may still ask for must not be cleaned away
+                "sync_replication_slots": "on",
+                "synchronized_standby_slots": ",".join(standing.waits_for_slots),
+            }
     if standing.tls_dir:
         values |= {
             "ssl": "on",
@@ -165,6 +176,8 @@ def admit(parameters: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
         floor = FLOORS.get(name)
         if name in FORBIDDEN or not re.fullmatch(r"[a-z_][a-z0-9_.]*", name) or "\n" in value or "\0" in value:
             problems.append(f"parameter {name} is managed by Moorage and was left out")
+        elif name in CHOICES and value not in CHOICES[name]:
+            problems.append(f"parameter {name} = {value} was left out: it may be {' or '.join(CHOICES[name])}")
         elif floor is not None and value.strip().isdecimal() and int(value) < floor:
             problems.append(f"parameter {name} = {value} was left out: at least {floor} is needed")
         else:

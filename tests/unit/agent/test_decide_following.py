@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.ha.actions import Clone, Fence, Follow, ProbeTimeline, Reason, Rejoin, StartReplica
-from agent.ha.view import Engine, EngineState, Fork
+from agent.ha.view import Engine, EngineState, Fork, OperationKind
 from core.positions import Lsn
 from core.records import LeadershipChange
 from core.status import MemberState
@@ -14,6 +16,7 @@ from tests.support.builders import (
     Case,
     as_follower,
     at,
+    desired,
     instance,
     leading_peer,
     peer,
@@ -26,6 +29,11 @@ APART = replica(streaming=False)
 NOT_UP = (peer("m1", state=MemberState.STARTING), peer("m2"))
 LEFT_AT_900 = (Fork(timeline=1, lsn=Lsn(900)),)
 LEADER_ON_2 = (leading_peer("m1", timeline=2), peer("m2"))
+CASCADE = desired("m2", upstream="m3")
+THROUGH_M3 = (leading_peer("m1"), peer("m2"), peer("m3", streaming_from="m1"))
+M3_AWAY = (leading_peer("m1"), peer("m2"), peer("m3", streaming_from="m1", alive=False))
+M3_THROUGH_M2 = (leading_peer("m1"), peer("m2"), peer("m3", streaming_from="m2"))
+SOURCE_M3 = (leading_peer("m1"), peer("m2"), peer("m3", streaming_from="m1", clone_source=True))
 
 
 def stopped(**changes: object) -> Engine:
@@ -40,6 +48,77 @@ CASES = [
         Reason.LEADER_UNKNOWN,
     ),
     Case("a member without data copies the leader's", as_follower(engine=ABSENT), Reason.CLONES, (Clone("m1"),)),
+    # through another replica
+    Case(
+        "a member that is to stream from another replica turns to it",
+        as_follower(desired=CASCADE, instance=instance(members=THROUGH_M3)),
+        Reason.FOLLOWS,
+        (Follow("m3"),),
+    ),
+    Case(
+        "and stays with it",
+        as_follower(desired=CASCADE, instance=instance(members=THROUGH_M3), engine=replica("m3")),
+        Reason.CASCADES,
+        detail="m3",
+    ),
+    Case(
+        "it is given time to connect",
+        as_follower(desired=CASCADE, instance=instance(members=THROUGH_M3), engine=replica("m3", streaming=False)),
+        Reason.CONNECTS_TO_REPLICA,
+    ),
+    Case(
+        "it turns to the leader when the other gives it no stream",
+        as_follower(
+            desired=CASCADE,
+            instance=instance(members=THROUGH_M3),
+            engine=replica("m3", streaming=False),
+            upstream_failed_at=NOW - 1,
+        ),
+        Reason.FOLLOWS,
+        (Follow("m1"),),
+    ),
+    Case(
+        "it stays there for a while before it tries the other again",
+        as_follower(
+            desired=CASCADE, instance=instance(members=THROUGH_M3), engine=replica(), upstream_failed_at=NOW - 29
+        ),
+        Reason.STEADY_REPLICA,
+    ),
+    Case(
+        "it follows the leader when the other is away",
+        as_follower(desired=CASCADE, instance=instance(members=M3_AWAY), engine=replica("m3")),
+        Reason.FOLLOWS,
+        (Follow("m1"),),
+    ),
+    Case(
+        "it follows no replica that does not itself stream from the leader",
+        as_follower(desired=CASCADE, instance=instance(members=M3_THROUGH_M2), engine=replica()),
+        Reason.STEADY_REPLICA,
+    ),
+    Case(
+        "it starts as replica of the other",
+        as_follower(desired=CASCADE, instance=instance(members=THROUGH_M3), engine=stopped()),
+        Reason.STARTS_REPLICA,
+        (StartReplica("m3"),),
+    ),
+    Case(
+        "it copies from the other, too",
+        as_follower(desired=CASCADE, instance=instance(members=THROUGH_M3), engine=ABSENT),
+        Reason.CLONES,
+        (Clone("m3"),),
+    ),
+    Case(
+        "a member without data copies from a replica that is meant for it",
+        as_follower(instance=instance(members=SOURCE_M3), engine=ABSENT),
+        Reason.CLONES,
+        (Clone("m3"),),
+    ),
+    Case(
+        "and from the leader when that has failed",
+        as_follower(instance=instance(members=SOURCE_M3), engine=replace(ABSENT, failed=OperationKind.CLONE)),
+        Reason.CLONES,
+        (Clone("m1"),),
+    ),
     Case(
         "nothing is copied before the leader runs as primary",
         as_follower(engine=ABSENT, instance=instance(members=NOT_UP)),

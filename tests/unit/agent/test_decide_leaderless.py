@@ -9,6 +9,7 @@ import pytest
 from agent.ha.actions import Acquire, CastBallot, Detach, Fence, Reason, StartReplica
 from agent.ha.view import Engine, EngineState
 from core.positions import WalPosition
+from core.records import ForcedFailover
 from tests.support.builders import (
     HELD,
     NOW,
@@ -29,6 +30,11 @@ from tests.support.builders import (
 NOBODY = instance(leader="")
 NEVER_MADE = instance(leader="", term=0, system_id="", record=replace(NOBODY.ha, term=0, leader="", system_id=""))
 RELEASED = instance(leader="", released_term=1)
+HANDED = instance(leader="", released_term=1, handover="m2")
+PAUSED = instance(leader="", paused=True)
+ORDER = ForcedFailover(id="f1", target="m2", after_term=1)
+FORCED = instance(leader="", forced=ORDER)
+JUST_FORCED = NOW - 1
 CRASHED = primary(state=EngineState.CRASHED)
 FORMER = as_candidate(me="m1", engine=CRASHED)
 
@@ -59,9 +65,147 @@ CASES = [
         Reason.RESUMES,
         (Acquire(1),),
     ),
-    # who may not stand, or not yet
+    # handed over
     Case(
-        "nobody stands while failover is paused", as_candidate(instance=instance(leader="", paused=True)), Reason.PAUSED
+        "whom the leader handed over to takes the leadership at once, as it streams",
+        as_candidate(engine=replica(), instance=HANDED),
+        Reason.SUCCEEDS,
+        (Acquire(1),),
+        detail="m1",
+    ),
+    Case(
+        "a successor does so also while failover is paused",
+        as_candidate(engine=replica(), instance=instance(leader="", released_term=1, handover="m2", paused=True)),
+        Reason.SUCCEEDS,
+        (Acquire(1),),
+    ),
+    Case(
+        "the others wait a moment for it and go on streaming",
+        as_candidate(me="m3", engine=replica(), instance=HANDED, leaderless_since=NOW - 0.9),
+        Reason.AWAITS_SUCCESSOR,
+        detail="m2",
+    ),
+    Case(
+        "when it does not act they elect somebody",
+        as_candidate(me="m3", engine=replica(), instance=HANDED, leaderless_since=NOW - 1.1),
+        Reason.DETACHES,
+        (Detach(),),
+    ),
+    Case(
+        "they do not wait for one that cannot be reached",
+        as_candidate(
+            me="m3",
+            engine=replica(),
+            instance=instance(
+                leader="", released_term=1, handover="m2", members=(peer("m1"), peer("m2", alive=False), peer("m3"))
+            ),
+        ),
+        Reason.DETACHES,
+        (Detach(),),
+    ),
+    Case(
+        "a successor whose engine is down starts it and stands by its ballot",
+        as_candidate(engine=replica("", state=EngineState.STOPPED), instance=HANDED),
+        Reason.STARTS_TO_STAND,
+        (StartReplica(""),),
+    ),
+    Case(
+        "a successor that is unfit lets the others elect",
+        as_candidate(engine=replica("", unfit="the disk is full"), instance=HANDED),
+        Reason.CASTS_BALLOT,
+        (CastBallot(2, at(1000), was_leader=False),),
+    ),
+    Case(
+        "a handover of an earlier term means nothing",
+        as_candidate(instance=instance(leader="", released_term=0, handover="m2")),
+        Reason.CASTS_BALLOT,
+        (CastBallot(2, at(1000), was_leader=False),),
+    ),
+    # forced
+    Case(
+        "whom an operator forces to lead takes the leadership without ballots",
+        as_candidate(instance=FORCED, forced_since=JUST_FORCED),
+        Reason.FORCED,
+        (Acquire(1),),
+    ),
+    Case(
+        "it leaves the old primary first",
+        as_candidate(engine=replica(), instance=FORCED, forced_since=JUST_FORCED),
+        Reason.DETACHES,
+        (Detach(),),
+    ),
+    Case(
+        "it may even be a primary of long ago",
+        as_candidate(engine=primary(state=EngineState.STOPPED), instance=FORCED, forced_since=JUST_FORCED),
+        Reason.STARTS_TO_STAND,
+        (StartReplica(""),),
+    ),
+    Case(
+        "it may have lost the stream long ago, and failover may be paused",
+        as_candidate(
+            streamed_at=NOW - 60,
+            instance=instance(leader="", forced=ORDER, paused=True),
+            forced_since=JUST_FORCED,
+        ),
+        Reason.FORCED,
+        (Acquire(1),),
+    ),
+    Case(
+        "it keeps the promise it has given all the same",
+        as_candidate(instance=FORCED, forced_since=JUST_FORCED, promised_until=NOW + 3),
+        Reason.PROMISED,
+    ),
+    Case(
+        "without data it cannot lead",
+        as_candidate(engine=Engine(state=EngineState.ABSENT), instance=FORCED, forced_since=JUST_FORCED),
+        Reason.NO_DATA,
+    ),
+    Case(
+        "a hanging engine is stopped before it leads",
+        as_candidate(engine=replica("", state=EngineState.UNRESPONSIVE), instance=FORCED, forced_since=JUST_FORCED),
+        Reason.ENGINE_HUNG,
+        (Fence(),),
+    ),
+    Case(
+        "the others wait for whom the operator chose",
+        as_candidate(me="m3", instance=FORCED, forced_since=JUST_FORCED),
+        Reason.AWAITS_FORCED,
+        detail="m2",
+    ),
+    Case(
+        "an order that nothing came of is void after half a minute",
+        as_candidate(me="m3", instance=FORCED, forced_since=NOW - 31),
+        Reason.CASTS_BALLOT,
+        (CastBallot(2, at(1000), was_leader=False),),
+    ),
+    Case(
+        "an order for an earlier election means nothing",
+        as_candidate(
+            me="m3",
+            instance=instance(leader="", term=2, forced=ORDER),
+            forced_since=JUST_FORCED,
+        ),
+        Reason.CASTS_BALLOT,
+        (CastBallot(3, at(1000), was_leader=False),),
+    ),
+    # who may not stand, or not yet
+    Case("nobody is elected while failover is paused", as_candidate(instance=PAUSED), Reason.PAUSED, detail="m1"),
+    Case(
+        "but the last leader takes its leadership again",
+        replace(FORMER, instance=PAUSED),
+        Reason.LEADS_AGAIN,
+        (Acquire(1),),
+    ),
+    Case(
+        "it does not let the others go first then",
+        replace(FORMER, instance=instance(leader="", paused=True, released_term=1)),
+        Reason.LEADS_AGAIN,
+        (Acquire(1),),
+    ),
+    Case(
+        "it waits for an engine that starts",
+        replace(FORMER, engine=replica("", state=EngineState.STARTING), instance=PAUSED),
+        Reason.STARTS,
     ),
     Case("a member without data cannot stand", as_candidate(engine=Engine(state=EngineState.ABSENT)), Reason.NO_DATA),
     Case(

@@ -20,10 +20,11 @@ from agent.ha.actions import (
     Release,
     StartPrimary,
     StartReplica,
+    TellOpened,
 )
-from agent.ha.view import Engine, EngineState
+from agent.ha.view import Engine, EngineState, OperationKind
 from core.positions import Lsn
-from core.records import SwitchoverRequest
+from core.records import ForcedFailover, SwitchoverRequest
 from core.status import MemberState
 from tests.support.builders import (
     HELD,
@@ -51,6 +52,7 @@ HUNG = primary(state=EngineState.UNRESPONSIVE)
 ALONE = (leading_peer("m1"), peer("m2", alive=False), peer("m3", no_failover=True))
 SILENT = replace(HELD, renewed_at=96.0)
 BOTH = (standby("m2"), standby("m3"))
+ORDER = ForcedFailover(id="f1", target="m2", after_term=1)
 
 
 def asked(target: str = "m2") -> SwitchoverRequest:
@@ -159,9 +161,50 @@ CASES = [
     ),
     Case(
         "a replica that fails to be promoted is given up to another",
-        as_leader(engine=replica("", failed_starts=1)),
+        as_leader(engine=replica("", failed_starts=1, failed=OperationKind.PROMOTE)),
         Reason.GIVES_UP_CRASHED,
         (Release(1),),
+    ),
+    Case(
+        "what failed before it was elected is nothing against it",
+        as_leader(engine=replica("", failed_starts=1, failed=OperationKind.CLONE)),
+        Reason.PROMOTES,
+        (Promote(1),),
+    ),
+    Case(
+        "a leader lets go when an operator forces another member to lead",
+        as_leader(engine=primary(state=EngineState.STOPPED), instance=instance(forced=ORDER)),
+        Reason.FORCED_AWAY,
+        (Release(1),),
+    ),
+    Case(
+        "a leader goes on when it is the one that was forced to lead",
+        as_leader(instance=instance(forced=replace(ORDER, target="m1"))),
+        Reason.STEADY_PRIMARY,
+    ),
+    Case(
+        "how long it took is told once commits are acknowledged",
+        as_leader(acquired_at=NOW - 1, opened_at=NOW - 0.1),
+        Reason.TELLS_OPENED,
+        (TellOpened(1),),
+    ),
+    Case(
+        "and only once",
+        as_leader(acquired_at=NOW - 1, opened_at=NOW - 0.1, opening_told=True),
+        Reason.STEADY_PRIMARY,
+    ),
+    Case(
+        "a member that is to stream from another replica is in no sync set",
+        as_leader(
+            desired=desired(replication=SYNC),
+            instance=instance(
+                sync=sync(0), members=(leading_peer("m1"), peer("m2", upstream="m3"), peer("m3", alive=False))
+            ),
+            engine=primary(sync=sync(0), standbys=(standby("m2"),)),
+            sync_sent=sync(0),
+        ),
+        Reason.TOO_FEW_STANDBYS,
+        detail="0 of 1",
     ),
     Case(
         "a stopped replica that leads is started to be promoted",

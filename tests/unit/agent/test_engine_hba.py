@@ -50,7 +50,9 @@ HBA = render_hba(own_address="10.0.0.1", neighbours=[N2, N3, V6], tls=True)
         pytest.param("ssl", "replication", "moorage_replication", "10.0.0.9", "none", id="a stranger"),
         pytest.param("ssl", "shop", "moorage_replication", "10.0.0.2", "reject", id="not into databases of users"),
         pytest.param("ssl", "shop", "postgres", "10.0.0.2", "reject", id="the superuser"),
-        pytest.param("plain", "shop", "app", "10.0.0.2", "scram-sha-256", id="a client of another node's proxy"),
+        pytest.param("ssl", "shop", "app", "10.0.0.2", "scram-sha-256", id="a client of another node's proxy"),
+        pytest.param("plain", "shop", "app", "10.0.0.2", "reject", id="which has TLS, as we have"),
+        pytest.param("plain", "shop", "app", "10.0.0.3", "scram-sha-256", id="a client of a proxy on a node without"),
         pytest.param("plain", "shop", "app", "10.0.0.1", "scram-sha-256", id="a client of the own node's proxy"),
         pytest.param("ssl", "shop", "app", "fd00::4", "scram-sha-256", id="IPv6"),
         pytest.param("plain", "shop", "app", "10.0.0.9", "reject", id="a client beside the proxy"),
@@ -69,6 +71,12 @@ def test_members_on_loopback_are_let_in_from_where_the_kernel_says_they_come() -
         assert method == "scram-sha-256"
     assert verdict(hba, kind="plain", database="shop", user="app", source="127.0.0.1") == "scram-sha-256"
     assert "ssl" not in hba, "an engine without TLS complains about lines that mention it"
+
+
+def test_a_proxy_on_another_node_shows_a_certificate_of_the_nodes_where_there_is_tls() -> None:
+    of_others = [line for line in HBA.splitlines() if line.startswith("hostssl all all ")]
+    assert len(of_others) == 3
+    assert all(line.endswith(" scram-sha-256 clientcert=verify-ca") for line in of_others)
 
 
 def test_ident_maps_operating_system_users_and_nodes() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.engines.postgres.settings import (
+    CHOICES,
     FLOORS,
     FORBIDDEN,
     GIB,
@@ -45,6 +46,8 @@ def standing(**fields: object) -> Standing:
         "major": 18,
         "primary_conninfo": "",
         "primary_slot_name": "",
+        "logical": False,
+        "waits_for_slots": (),
         "durable": True,
         "floors": {},
     }
@@ -89,7 +92,23 @@ def test_users_override_what_is_derived_and_nobody_what_is_managed() -> None:
 
 
 def test_everything_managed_is_forbidden_to_users() -> None:
-    assert set(managed(desired(), standing(durable=False))) <= FORBIDDEN
+    assert set(managed(desired(), standing(durable=False, logical=True))) <= FORBIDDEN | CHOICES.keys()
+
+
+def test_log_level_is_the_users_choice_of_two() -> None:
+    assert admit({"wal_level": "logical"}) == ({"wal_level": "logical"}, [])
+    assert admit({"wal_level": "minimal"})[0] == {}
+    assert combine(desired(), {"wal_level": "minimal"}, standing())["wal_level"] == "replica"
+
+
+def test_logical_slots_are_carried_over_where_the_version_can() -> None:
+    values = managed(desired(), standing(logical=True, major=17, waits_for_slots=("moorage_m2", "moorage_m3")))
+    assert (values["wal_level"], values["sync_replication_slots"]) == ("logical", "on")
+    assert values["hot_standby_feedback"] == "on"
+    assert values["synchronized_standby_slots"] == "moorage_m2,moorage_m3"
+    older = managed(desired(), standing(logical=True, major=16))
+    assert (older["wal_level"], older["hot_standby_feedback"]) == ("logical", "off")
+    assert "sync_replication_slots" not in older
 
 
 def test_replica_has_at_least_what_its_primary_had() -> None:

@@ -105,9 +105,20 @@ def test_silent_lagging_or_strayed_replicas_serve_no_reads() -> None:
     assert [endpoint.member for endpoint in route.replicas] == ["m5"]
 
 
-def test_a_switchover_request_pauses_the_route() -> None:
+def test_a_replica_to_be_spared_serves_reads_only_while_no_other_does() -> None:
+    spared = peer("m1", no_load_balance=True)
+    members = (spared, peer("m2", Role.PRIMARY), peer("m3"))
+    route = route_of(DESIRED, view(members=members), writable_here=False, trust=TRUST)
+    assert [endpoint.member for endpoint in route.replicas] == ["m3"]
+    alone = (spared, peer("m2", Role.PRIMARY), peer("m3", alive=False))
+    route = route_of(DESIRED, view(members=alone), writable_here=False, trust=TRUST)
+    assert [endpoint.member for endpoint in route.replicas] == ["m1"]
+
+
+def test_a_switchover_that_is_only_asked_for_pauses_nothing() -> None:
     asked = view(ha=HaRecord(term=4, leader="m2", switchover=SwitchoverRequest(id="s1")))
-    assert route_of(DESIRED, asked, writable_here=False, trust=TRUST).paused
+    assert not route_of(DESIRED, asked, writable_here=False, trust=TRUST).paused
+    assert route_of(DESIRED, asked, writable_here=False, trust=TRUST, paused=True).paused
 
 
 def test_without_a_view_there_is_a_route_without_servers() -> None:

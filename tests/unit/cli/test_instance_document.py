@@ -33,6 +33,13 @@ def test_flags_become_fields() -> None:
     assert document["parameters"] == {"work_mem": "64MB", "log_line_prefix": "%m a=b"}
 
 
+def test_how_commits_are_acknowledged_is_said_by_flags() -> None:
+    assert made(replicas=2, quorum=2)["replication"] == {"mode": "quorum", "k": 2}
+    assert made(replicas=1, mode="sync", strict=False)["replication"] == {"mode": "sync", "strict": False}
+    base = {"replication": {"mode": "sync", "strict": False}}
+    assert made(base, replicas=1, strict=True)["replication"] == {"mode": "sync", "strict": True}
+
+
 def test_flags_win_over_the_file_field_by_field() -> None:
     base = {"kind": "Instance", "resources": {"cpu": 4, "disk": "5Gi"}, "replicas": 1, "deletion_protection": True}
     document = made(base, cpu=2.0, replicas=2)
@@ -57,6 +64,8 @@ def test_first_user_owns_the_databases() -> None:
     [
         ({}, {"parameters": ("work_mem",)}, "not NAME=VALUE"),
         ({}, {"parameters": ("port=1",)}, "managed by Moorage"),
+        ({}, {"mode": "sync", "quorum": 2, "replicas": 2}, "--quorum 2 does not go with --mode sync"),
+        ({}, {"k": 1, "quorum": 2, "replicas": 2}, "--quorum 2 does not go with --k 1"),
         ({}, {"mode": "sync"}, "sync replication needs at least 1"),
         ({}, {"memory": "lots"}, "is not a size"),
         ({}, {"users": ("postgres",)}, "reserved"),

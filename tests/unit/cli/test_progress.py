@@ -61,6 +61,19 @@ def test_switchover_is_over_when_another_leads_and_all_is_well() -> None:
     assert isinstance(judge(page(ha=done), 0), Reached)
 
 
+def test_forced_failover_is_over_when_the_target_accepts_writes_though_others_are_down() -> None:
+    judge = progress.forced("demo/x", "o1", target="m2", after_term=3).judge
+    ordered = {"term": 3, "forced": {"id": "o1"}}
+    assert isinstance(judge(page("Degraded", ha=ordered), 0), NotYet)
+    assert isinstance(judge(page("Degraded", ha={"term": 3, "forced": {"id": "o2"}}), 0), Hopeless)
+    taken = {"ha": {"term": 4, "forced": None}, "leader": {"member": "m2", "term": 4}}
+    assert isinstance(judge(page("Degraded", **taken), 0), NotYet)  # m2 is a replica still
+    opened = [member("m1", "unknown", "stopped"), member("m2", "primary")]
+    assert isinstance(judge(page("Degraded", **taken, members=opened), 0), Reached)
+    other = {"ha": {"term": 4}, "leader": {"member": "m1", "term": 4}}
+    assert isinstance(judge(page(**other), 0), Hopeless)
+
+
 def test_restart_is_over_when_every_member_has_carried_it_out() -> None:
     judge = progress.restarted("demo/x", 2).judge
     verdict = judge(page(members=[member("m1", restart_id=2), member("m2", restart_id=1)]), 0)
@@ -77,6 +90,7 @@ def test_restart_is_over_when_every_member_has_carried_it_out() -> None:
         ([condition("PrimaryAvailable", False, "see", "NotPlaced"), condition("Placed", False, "no node")], "no node"),
         ([condition("PendingRestart", False, "nothing"), condition("EngineTls", False, "no TLS")], ""),
         ([condition("PendingRestart", True, "restart it")], "restart it"),
+        ([condition("AutomaticFailover", False, "paused by ada")], "paused by ada"),
         ([condition("NodesReachable", True, "n1")], ""),
         ([condition("FromTheFuture", False, "?"), "junk"], ""),
     ],

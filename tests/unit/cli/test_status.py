@@ -44,3 +44,22 @@ def test_what_needs_a_look_stands_first(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[1] == "! instance demo/zoo is Degraded: m2 is down"
     assert [line.split()[0] for line in lines if line.startswith("n")] == ["n3", "n2", "n1"]
     assert [line.split()[0] for line in lines if line.startswith("demo/")] == ["demo/zoo", "demo/orders"]
+
+
+def test_what_was_asked_for_and_is_easily_forgotten_is_told_without_alarm(capsys: pytest.CaptureFixture[str]) -> None:
+    condition = {"type": "AutomaticFailover", "status": False, "message": "automatic failover is paused by ada ..."}
+    at = "2026-11-25T01:02:03.000Z"
+    ha = {
+        "paused": True, "paused_by": "ada", "paused_at": at, "pause_reason": "disks",
+        "scheduled": {"target": "m2", "at": at, "requested_by": "bob"},
+    }  # fmt: skip
+    page = {"hubs": [HUB], "nodes": [NODE], "instances": [{**instance("Running"), "conditions": [condition], "ha": ha}]}
+    assert status.problems(page) == []
+    status.show(page, 0.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "all is well",
+        "- instance demo/orders: automatic failover is paused by ada since 2026-11-25 01:02:03 UTC (disks)",
+        "- instance demo/orders: switchover to m2 at 2026-11-25 01:02:03 UTC, by bob",
+    ]
+    assert lines[-1].split() == ["demo/orders", "Running", "-", "0/0", "-", "-"]

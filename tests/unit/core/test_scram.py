@@ -22,7 +22,7 @@ SERVER_SIGNATURE = base64.b64decode("6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4
 
 
 def test_verifier_accepts_the_proof_of_the_rfc_and_signs_as_its_server() -> None:
-    verifier = scram.parse_verifier(scram.make_verifier("pencil", salt=SALT))
+    verifier = scram.Verifier.parse(scram.make_verifier("pencil", salt=SALT))
     signature = hmac.digest(verifier.stored_key, AUTH_MESSAGE, "sha256")
     client_key = bytes(a ^ b for a, b in zip(CLIENT_PROOF, signature, strict=True))
     assert hashlib.sha256(client_key).digest() == verifier.stored_key
@@ -31,7 +31,7 @@ def test_verifier_accepts_the_proof_of_the_rfc_and_signs_as_its_server() -> None
 
 def test_verifier_is_the_one_that_postgresql_makes() -> None:
     theirs = made_by_libpq("correct horse battery staple")
-    salt = scram.parse_verifier(theirs).salt
+    salt = scram.Verifier.parse(theirs).salt
     assert scram.make_verifier("correct horse battery staple", salt=salt) == theirs
 
 
@@ -54,7 +54,7 @@ def test_salt_is_fresh_each_time() -> None:
 def test_verifier_survives_being_taken_apart() -> None:
     text = scram.make_verifier("x", salt=SALT, iterations=5000)
     assert text.startswith("SCRAM-SHA-256$5000:W22ZaJ0SNY7soEsUEjb6gQ==$")
-    assert scram.parse_verifier(text).text() == text
+    assert scram.Verifier.parse(text).text() == text
 
 
 @pytest.mark.parametrize("password", ["", "pässword", "two\nlines", "tab\t"])
@@ -66,9 +66,9 @@ def test_password_that_saslprep_might_change_is_refused(password: str) -> None:
 @pytest.mark.parametrize("text", ["", "md5abc", "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA", "SCRAM-SHA-256$x:A$B:C"])
 def test_text_that_is_no_verifier_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a SCRAM-SHA-256 verifier"):
-        scram.parse_verifier(text)
+        scram.Verifier.parse(text)
 
 
 def test_keys_do_not_show_in_repr() -> None:
-    verifier = scram.parse_verifier(scram.make_verifier("x"))
+    verifier = scram.Verifier.parse(scram.make_verifier("x"))
     assert repr(verifier.server_key) not in repr(verifier)

@@ -99,6 +99,44 @@ REFUSED: list[tuple[object, str]] = [
     (orders(proxy={"allow": ["10.0.0.1/8"]}), "d: proxy.allow: 10.0.0.1/8 has host bits set"),
     (orders(proxy={"tls": "yes"}), "d: proxy.tls: must be 'off', 'prefer' or 'require', got 'yes'"),
     (orders(placement={"zones": "z1"}), "d: placement.zones: must be a list, got 'z1'"),
+    (
+        orders(members={"primary": {}}),
+        "d: members: 'primary' is not a member name: they are m1, m2, ..., see `moorctl instance show`",
+    ),
+    (
+        orders(members={"m2": {"no_failovr": True}}),
+        "d: members.m2.no_failovr: is not a known field; did you mean 'no_failover'?",
+    ),
+    (
+        orders(members={"m2": {"weight": 1}}),
+        "d: members.m2.weight: is not known; fields: no_failover, priority, no_load_balance, clone_source, upstream",
+    ),
+    (orders(members={"m2": 5}), "d: members.m2: must be a mapping, got 5"),
+    (orders(members={"m2": {"priority": 101}}), "d: members.m2.priority: must be at most 100, got 101"),
+    (orders(members={"m2": {"priority": -1}}), "d: members.m2.priority: must be at least 0, got -1"),
+    (orders(members={"m2": {"upstream": "m2"}}), "d: members.m2.upstream: a member cannot stream from itself"),
+    (
+        orders(replicas=3, members={"m2": {"upstream": "m3"}, "m3": {"upstream": "m4"}, "m4": {"upstream": "m2"}}),
+        "d: members.m2.upstream: goes in a circle: m2 from m3 from m4 from m2",
+    ),
+    (
+        orders(replicas=3, members={"m1": {"upstream": "m2"}, "m2": {"upstream": "m3"}, "m3": {"upstream": "m2"}}),
+        "d: members.m2.upstream: goes in a circle: m2 from m3 from m2",
+    ),
+    (
+        orders(replicas=1, members={"m1": {"no_failover": True}, "m2": {"no_failover": True}}),
+        "d: members: no member is left to be primary: m1, m2 have no_failover, of 2 in all",
+    ),
+    (
+        orders(replicas=1, replication={"mode": "sync"}, members={"m2": {"no_failover": True}}),
+        "d: members: sync replication needs 1 members beside the primary that can confirm a commit; m2 cannot "
+        "(no_failover or upstream), of 2 members in all",
+    ),
+    (
+        orders(replicas=2, replication={"mode": "quorum", "k": 2}, members={"m3": {"upstream": "m2"}}),
+        "d: members: quorum replication needs 2 members beside the primary that can confirm a commit; m3 cannot "
+        "(no_failover or upstream), of 3 members in all",
+    ),
     (orders(labels={"team": 1}), "d: labels.team: must be text, got 1"),
     (orders(deletion_protection="yes"), "d: deletion_protection: must be true or false, got 'yes'"),
     ({"kind": "Node", "name": "n1", "price_per_hour": -1}, "d: price_per_hour: must be at least 0, got -1"),
@@ -176,6 +214,14 @@ def test_sizes_are_written_as_people_write_them() -> None:
 def test_what_was_stored_is_read_back_the_same() -> None:
     spec = parse_document(orders(replicas=2, parameters={"work_mem": "8MB", "jit": False, "random_page_cost": 1.1}))
     assert isinstance(spec, InstanceSpec)
+    assert InstanceSpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
+
+
+def test_members_may_be_particular_as_long_as_enough_are_able() -> None:
+    members = {"m2": {"priority": 10, "clone_source": True}, "m3": {"no_load_balance": True, "upstream": "m2"}}
+    spec = parse_document(orders(replicas=2, replication={"mode": "sync"}, members=members))
+    assert isinstance(spec, InstanceSpec)
+    assert (spec.members["m2"].priority, spec.members["m3"].upstream) == (10, "m2")
     assert InstanceSpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
 
 

@@ -221,3 +221,44 @@ def test_plan_leaves_its_world_as_it_was() -> None:
     before = world(project())
     plan([instance(), project("other")], before, wall=WALL)
     assert (set(before.projects), set(before.instances)) == ({"demo"}, set())
+
+
+# --- what is particular to members ------------------------------------------------------------------------------------
+
+
+def with_members(before: World, *names: str) -> World:
+    return replace(before, members={ORDERS: set(names)})
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({"m4": {}}, "demo/orders: members.m4: m4 is no member: there will be m1 to m3. See `moorctl instance show`."),
+        ({"m2": {"upstream": "m9"}}, "demo/orders: members.m2.upstream: m9 is no member: there will be m1 to m3."),
+    ],
+)
+def test_nothing_is_said_about_members_that_will_not_be(tags: dict[str, Any], told: str) -> None:
+    assert refusal(instance(replicas=2, members=tags), world(project())).startswith(told)
+
+
+def test_members_that_replaced_others_are_known_by_their_names() -> None:
+    before = with_members(world(project(), instance(replicas=2)), "m1", "m3", "m5")
+    assert planned(instance(replicas=2, members={"m5": {"priority": 1}}), before).outcome == "changed"
+    assert "m6 is no member: there are m1, m3, m5" in refusal(instance(replicas=2, members={"m6": {}}), before)
+
+
+def test_a_document_may_be_applied_again_though_its_member_was_replaced() -> None:
+    tagged = instance(replicas=1, members={"m2": {"upstream": "m1"}, "m1": {"priority": 3}})
+    before = with_members(world(project(), tagged), "m1", "m2")
+    gone = with_members(before, "m7", "m8")
+    assert planned(tagged, gone).outcome == "unchanged"
+    smaller = instance(replicas=0, members={"m2": {"upstream": "m1"}, "m1": {"priority": 3}})
+    assert planned(smaller, with_members(before, "m1")).outcome == "changed"
+
+
+def test_a_stored_document_from_before_there_were_tags_is_unchanged() -> None:
+    before = world(project(), instance())
+    record = before.instances[ORDERS]
+    old = {name: value for name, value in record.spec.items() if name != "members"}
+    before = replace(before, instances={ORDERS: replace(record, spec=old)})
+    assert planned(instance(), before).outcome == "unchanged"

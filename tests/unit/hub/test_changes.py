@@ -26,6 +26,11 @@ def user(name: str, **fields: Any) -> dict[str, Any]:
 CASES: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ({}, {}, []),
     ({"replicas": 1}, {"replicas": 2}, ["replicas: 1 -> 2"]),
+    (
+        {"members": {"m2": {"no_failover": True, "priority": 0}}},
+        {"members": {"m2": {"no_failover": True, "priority": 5}, "m3": {"no_failover": True, "priority": 0}}},
+        ["members.m2.priority: 0 -> 5", "members.m3: set to {no_failover: true}"],
+    ),
     ({"engine_version": None}, {"engine_version": 15}, ["engine_version: unset -> 15"]),
     ({"deletion_protection": False}, {"deletion_protection": True}, ["deletion_protection: false -> true"]),
     (

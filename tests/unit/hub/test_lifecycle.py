@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from core.records import HaRecord, InstanceStatus, SwitchoverRequest
+from core.records import HaRecord, InstanceStatus, LeadershipChange, MemberNotice, StepTaken, SwitchoverRequest
 from core.status import Condition, ConditionType, MemberState, Phase, Role
 from hub.judges.conditions import Judgement, judge
 from hub.judges.findings import SWITCHOVER_GRACE_S
@@ -97,6 +97,18 @@ def test_an_instance_runs_when_every_member_does_its_work_at_the_desired_generat
     assert good == set(ConditionType) - {ConditionType.PENDING_RESTART}
 
 
+def test_what_engines_complain_of_is_told_and_degrades_nothing_while_they_do_their_work() -> None:
+    filling = MemberNotice(reason="DiskFilling", message="8 GiB free of 128 GiB")
+    behind = MemberNotice(reason="SlotFallsBehind", message="slot feed")
+    s = observed(observed(healthy(), "m2", notices=(filling,)), "m1", notices=(behind,))
+    judgement = judge(s, now=NOW)
+    told = condition(judgement, ConditionType.ENGINES_HEALTHY)
+    assert not told.status
+    assert "m2 on n2: 8 GiB free" in told.message
+    assert "m1 on n1: slot feed" in told.message
+    assert phase_after(s) is Phase.RUNNING
+
+
 def test_every_condition_is_always_told_once() -> None:
     for s in (healthy(), leaderless(healthy()), replace(healthy(), members=(), leader=None, ha=None)):
         assert sorted(c.type for c in judge(s, now=NOW).conditions) == sorted(ConditionType)
@@ -126,6 +138,24 @@ BROKEN: dict[str, tuple[Situation, ConditionType, str, list[str]]] = {
         ConditionType.REPLICAS_AVAILABLE,
         "MemberFailed",
         ["m3 on n3", "no space left"],
+    ),
+    "replica that failed for a known reason": (
+        observed(healthy(), "m3", state=MemberState.FAILED, reason="PortTaken", message="nginx listens there"),
+        ConditionType.REPLICAS_AVAILABLE,
+        "PortTaken",
+        ["m3 on n3", "nginx"],
+    ),
+    "replica that crashed for a known reason": (
+        observed(healthy(), "m3", state=MemberState.CRASHED, reason="DiskFull", message="the disk is full"),
+        ConditionType.REPLICAS_AVAILABLE,
+        "DiskFull",
+        ["m3 on n3", "the disk is full"],
+    ),
+    "running replica on a full disk": (
+        observed(healthy(), "m3", notices=(MemberNotice(reason="DiskFull", message="the disk is full"),)),
+        ConditionType.ENGINES_HEALTHY,
+        "DiskFull",
+        ["m3 on n3", "the disk is full"],
     ),
     "stopped replica": (
         observed(healthy(), "m3", state=MemberState.STOPPED),
@@ -234,6 +264,61 @@ def test_a_pause_is_named_as_the_reason_why_nobody_takes_over() -> None:
     s = leaderless(healthy())
     s = replace(s, ha=replace(s.ha or HaRecord(), paused=True))
     assert "paused" in condition(judge(s, now=NOW), ConditionType.PRIMARY_AVAILABLE).message
+
+
+def handed_over(s: Situation, at: float) -> Situation:
+    """m1 has just taken over in term 2 from m2, as asked."""
+    steps = (StepTaken(name="stopped", took_s=0.2),)
+    line = LeadershipChange(term=1, member="m2", reason="asked", kind="released", steps=steps, at=at)
+    return replace(s, ha=replace(s.ha or HaRecord(), term=2, leader="m1", history=(line,)))
+
+
+@pytest.mark.parametrize(
+    ("since_s", "phase"), [(1.0, Phase.MODIFYING), (29.0, Phase.MODIFYING), (31.0, Phase.DEGRADED)]
+)
+def test_a_switchover_is_no_trouble_until_its_grace_is_over(since_s: float, phase: Phase) -> None:
+    promoting = observed(healthy(), "m1", role=Role.REPLICA)
+    rejoining = observed(healthy(), "m2", state=MemberState.REJOINING)
+    for s in (promoting, rejoining):
+        assert phase_after(handed_over(s, NOW - since_s)) is phase
+        assert phase_after(s) is Phase.DEGRADED
+
+
+def test_an_engine_that_fails_in_a_switchover_is_trouble_at_once() -> None:
+    s = observed(healthy(), "m1", state=MemberState.FAILED)
+    assert phase_after(handed_over(s, NOW - 1.0)) is Phase.DEGRADED
+
+
+def test_a_pause_is_told_while_all_is_well_and_degrades_nothing() -> None:
+    s = healthy()
+    on = condition(judge(s, now=NOW), ConditionType.AUTOMATIC_FAILOVER)
+    assert (on.status, on.reason, on.message) == (True, "On", "any member may take over")
+    paused = replace(s.ha or HaRecord(), paused=True, paused_by="ada", paused_at=1_800_000_000.0, pause_reason="disks")
+    s = replace(s, ha=paused)
+    off = condition(judge(s, now=NOW), ConditionType.AUTOMATIC_FAILOVER)
+    assert (off.status, off.reason) == (False, "Paused")
+    assert off.message == (
+        "automatic failover is paused by ada since 2027-01-15 08:00:00 UTC (disks); end it with `moorctl instance "
+        "resume demo/orders`"
+    )
+    assert phase_after(s) is Phase.RUNNING
+
+
+def test_members_that_must_not_lead_are_named() -> None:
+    s = desired(healthy(), "m2", no_failover=True)
+    assert condition(judge(s, now=NOW), ConditionType.AUTOMATIC_FAILOVER).message == "any member but m2 may take over"
+
+
+def test_what_an_election_waits_for_is_told_with_the_way_out() -> None:
+    s = replace(leaderless(healthy()), silent=frozenset({"n1", "n2"}))
+    waits = "nobody may lead: ballots of 1 of m2 are needed, or that of m1; missing: m2"
+    s = observed(s, "m3", reason="ElectionStuck", message=waits)
+    s = observed(s, "m2", message="an old story: its node is silent")
+    told = condition(judge(s, now=NOW), ConditionType.PRIMARY_AVAILABLE)
+    assert told.reason == "ElectionStuck"
+    assert f"; m3: {waits}; " in told.message
+    assert "`moorctl instance failover demo/orders` tells what a forced one would lose" in told.message
+    assert "an old story" not in told.message
 
 
 def test_an_engine_that_is_not_initialised_yet_is_no_outage() -> None:

@@ -116,6 +116,22 @@ def test_the_first_members_are_all_that_the_spec_says() -> None:
     assert first_ha(s, (first, second)) == HaRecord(bootstrap="m1", sync=SyncRecord(mode="quorum"))
 
 
+def test_what_is_particular_to_a_member_reaches_it_and_no_other() -> None:
+    tags = {"no_failover": True, "priority": 7, "no_load_balance": True, "clone_source": True, "upstream": "m3"}
+    s = with_spec(healthy(), spec(members={"m2": tags}))
+    members = changed(adjust(s))
+    m2 = members["m2"]
+    assert (m2.no_failover, m2.priority, m2.no_load_balance, m2.clone_source, m2.upstream) == (
+        True,
+        7,
+        True,
+        True,
+        "m3",
+    )
+    assert (members["m3"].no_failover, members["m3"].priority, members["m3"].upstream) == (False, 0, "")
+    assert adjust(settle(s, adjust(s))).is_empty
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(True, "on"), (False, "off"), (7, "7"), (0.9, "0.9"), ("on", "on"), ("1GB", "1GB")]
 )

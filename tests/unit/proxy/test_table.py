@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ SOON_S = 0.02
 
 @dataclass(eq=False)
 class Bystander:
-    """A session that only remembers that it was cut."""
+    """A session that only remembers what it was told."""
 
     table: Table
     instance: str = "demo/orders"
@@ -26,15 +27,22 @@ class Bystander:
     endpoint: Endpoint | None = None
     fence: Fence | None = None
     connected: bool = True
+    busy: bool = False
     cuts: int = 0
+    looks: int = 0
 
     def cut(self) -> None:
         self.cuts += 1
         self.table.unbind(self)
 
+    def look(self) -> None:
+        self.looks += 1
 
-def table_of(primary: Endpoint | None = M1, *, until_s: float = 5.0, instance: str = "demo/orders", term: int = 1):
-    route = Route(instance=instance, rw_port=1, ro_port=2, primary=primary, expires_at_s=until_s, term=term)
+
+def table_of(
+    primary: Endpoint | None = M1, *, until_s: float = 5.0, instance: str = "demo/orders", **changes: Any
+) -> RouteTable:
+    route = Route(instance=instance, rw_port=1, ro_port=2, primary=primary, expires_at_s=until_s, **changes)
     return RouteTable(seq=1, routes=(route,))
 
 
@@ -94,6 +102,33 @@ async def test_a_fence_ends_by_its_own_timer(table, clock):
 
     await eventually(cuts, within=5, every=0.01)
     assert session.fence.until_s < 0
+
+
+async def test_a_pause_and_its_end_are_told_once_to_each_session_that_can_write(table):
+    table.replace(table_of())
+    writer, reader = bound(table), bound(table, M2, fenced=False)
+    for paused, looks in ((False, 0), (True, 1), (True, 1), (False, 2)):
+        table.replace(table_of(paused=paused))
+        assert (writer.fence.paused, writer.looks) == (paused, looks)
+    assert reader.looks == 0
+
+
+async def test_a_new_fence_is_paused_and_strict_as_its_route_is(table):
+    table.replace(table_of(paused=True, strict=True))
+    fence = bound(table).fence
+    assert (fence.paused, fence.strict) == (True, True)
+    table.replace(table_of(strict=False))
+    assert (fence.paused, fence.strict) == (False, False)
+
+
+async def test_only_busy_sessions_that_can_write_are_reported_as_busy(table):
+    table.replace(table_of())
+    assert table.busy() == {"demo/orders": 0}
+    writer, other, reader = bound(table), bound(table), bound(table, M2, fenced=False)
+    writer.busy = reader.busy = True
+    assert table.busy() == {"demo/orders": 1}
+    other.busy = True
+    assert table.busy() == {"demo/orders": 2}
 
 
 async def test_other_instances_are_left_alone(table):

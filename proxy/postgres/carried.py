@@ -1,0 +1,221 @@
+"""What a session carries beside its login, and how it gets to another server: the one question that tells it, and the
+steps that make it again.
+
+The server itself is asked, on the session's own connection while the session is at rest, so the answer is what holds:
+settings that were set or reset, the role, channels listened to, statements prepared by SQL, and which of those prepared
+by the protocol are still there. It is asked by a statement with a name, because a simple query would take the client's
+unnamed one away. What cannot be made again (`obstacles`) keeps a session where it is: it ends with its server.
+
+Left behind without a word are the values of `currval` and `lastval`, and notifications that are sent while a session is
+between two servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from proxy.postgres.messages import (
+    MAX_MESSAGE_BYTES,
+    SYNC,
+    Garbled,
+    Stream,
+    close,
+    columns,
+    error_fields,
+    message,
+    parse,
+    run,
+)
+
+STATEMENT = b"moorage_state"
+ANSWER_BYTES_MAX = 2 << 20
+LAST_WORDS = frozenset({"57P01", "57P02", "57P03"})  # of a server that ends
+QUESTION = b"""
+SELECT 'setting', name, setting FROM pg_catalog.pg_settings
+ WHERE source = 'session' AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')
+UNION ALL SELECT 'own', name, pg_catalog.current_setting(name, true) FROM pg_catalog.unnest($1::text[]) AS own (name)
+ WHERE pg_catalog.current_setting(name, true) IS NOT NULL
+UNION ALL SELECT 'role', 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'
+UNION ALL SELECT 'user', 'session_authorization', session_user
+UNION ALL SELECT 'channel', channel, '' FROM pg_catalog.pg_listening_channels() AS listening (channel)
+UNION ALL SELECT CASE WHEN from_sql THEN 'sql' ELSE 'protocol' END, name, CASE WHEN from_sql THEN statement END
+  FROM pg_catalog.pg_prepared_statements WHERE name <> 'moorage_state'
+UNION ALL SELECT 'obstacle', 'has temporary objects', '' WHERE pg_catalog.pg_my_temp_schema() <> 0 AND (
+  EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema())
+  OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema())
+  OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace = pg_catalog.pg_my_temp_schema()))
+UNION ALL SELECT 'obstacle', 'has a cursor WITH HOLD', '' FROM pg_catalog.pg_cursors WHERE is_holdable
+UNION ALL SELECT DISTINCT 'obstacle', 'holds advisory locks', '' FROM pg_catalog.pg_locks
+ WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
+"""
+_SET = b"SELECT pg_catalog.set_config($1::text, $2::text, false)"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """`settings`: in the order in which they are set again. `by_sql`: PREPARE statements. `by_protocol`: names of those
+    that the client's Parse messages made. `obstacles`: why it cannot be moved."""
+
+    settings: tuple[tuple[bytes, bytes], ...] = ()
+    channels: tuple[bytes, ...] = ()
+    by_sql: tuple[bytes, ...] = ()
+    by_protocol: frozenset[bytes] = frozenset()
+    obstacles: tuple[str, ...] = ()
+
+
+NOTHING = Carried()
+
+
+class Inquiry:
+    """Asks once. `failed` says why there is no answer; `last_words` is what the server said instead, if it ended."""
+
+    def __init__(self, user: str, names: Iterable[bytes]) -> None:
+        self._user = user.encode(errors="surrogateescape")
+        self._names = b"{" + b",".join(b'"' + name + b'"' for name in sorted(names)) + b"}"
+        self._stream = Stream()
+        self._rows: list[tuple[bytes, bytes, bytes]] = []
+        self._bytes = 0
+        self.done = False
+        self.failed = ""
+        self.last_words = b""
+
+    def begin(self) -> bytes:
+        return parse(STATEMENT, QUESTION) + run(STATEMENT, [self._names]) + close(STATEMENT) + SYNC
+
+    def feed(self, data: bytes) -> bytes:
+        """What of the server's words is for the client: notifications and changed parameters. Garbled when it is no
+        answer to the question."""
+        self._bytes += len(data)
+        if self._bytes > ANSWER_BYTES_MAX:
+            raise Garbled("the server's answer is too long")
+        passed = b""
+        for kind, body in self._stream.feed(data):
+            match chr(kind):
+                case "A" | "S":
+                    passed += message(bytes((kind,)), body)
+                case "E" | "N":
+                    self._complaint(kind, body)
+                case _ if self.done:
+                    raise Garbled("the server says more than it was asked")
+                case "D":
+                    self._row(body)
+                case "Z":
+                    self.done = True
+                case "1" | "2" | "3" | "C":
+                    pass
+                case other:
+                    raise Garbled(f"message {other!r} is no part of the answer")
+        return passed
+
+    def _row(self, body: bytes) -> None:
+        kind, name, value = (part or b"" for part in columns(body))
+        self._rows.append((kind, name, value))
+
+    def _complaint(self, kind: int, body: bytes) -> None:
+        fields = error_fields(body)
+        if fields.get("C") in LAST_WORDS:
+            self.last_words = message(bytes((kind,)), body)
+        elif kind == ord("E"):
+            self.failed = fields.get("M", "") or "the server did not answer"
+
+    def answer(self) -> Carried:
+        """When it is `done` and has not `failed`."""
+        of: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        for kind, name, value in self._rows:
+            of.setdefault(kind, []).append((name, value))
+        # The encoding comes first, for all that follows is in it. Who the session acts as comes last: it may be a
+        # role that was not allowed to set the rest.
+        settings = sorted([*of.get(b"setting", []), *of.get(b"own", [])], key=lambda one: one[0] != b"client_encoding")
+        users = [one for one in of.get(b"user", []) if one[1] != self._user and one[1].isascii()]
+        by_sql = of.get(b"sql", [])
+        obstacles = [name.decode(errors="replace") for name, _ in of.get(b"obstacle", [])]
+        if not all(statement.lstrip().lower().startswith(b"prepare") for _, statement in by_sql):
+            obstacles.append("has a prepared statement whose text is not known")
+        return Carried(
+            settings=(*settings, *users, *of.get(b"role", [])),
+            channels=tuple(name for name, _ in of.get(b"channel", [])),
+            by_sql=tuple(statement for _, statement in by_sql),
+            by_protocol=frozenset(name for name, _ in of.get(b"protocol", [])),
+            obstacles=tuple(dict.fromkeys(obstacles)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A few messages that one Sync ends. `dispensable`: the session is whole also without it."""
+
+    what: str
+    data: bytes
+    dispensable: bool = False
+
+
+def steps_of(
+    carried: Carried, prepared: dict[bytes, bytes], unnamed: bytes, unconfirmed: Iterable[bytes]
+) -> list[Step]:
+    """To be sent in one go to a server that has just taken the login. `prepared`: Parse messages by name; those that
+    are `unconfirmed` may never have been taken."""
+    steps: list[Step] = []
+    doubtful = set(unconfirmed)
+    if carried.settings:
+        steps.append(Step("its settings", parse(b"", _SET)))
+        steps += [Step(f"setting {shown(name)}", run(b"", [name, value])) for name, value in carried.settings]
+    for channel in carried.channels:
+        listen = b'LISTEN "' + channel.replace(b'"', b'""') + b'"'
+        steps.append(Step(f"channel {shown(channel)}", parse(b"", listen) + run(b"")))
+    # By the extended protocol, which takes one statement only: should the text be a longer script, none of it runs.
+    steps += [Step("a prepared statement", parse(b"", statement) + run(b"")) for statement in carried.by_sql]
+    for name, parsing in prepared.items():
+        steps.append(Step(f"prepared statement {shown(name)}", parsing, dispensable=name in doubtful))
+    if unnamed:
+        steps.append(Step("the unnamed statement", unnamed, dispensable=True))
+    elif steps:
+        steps.append(Step("the unnamed statement", close(b"")))
+    return steps
+
+
+class Restoring:
+    """Carries the steps out. `failed` says what could not be made again."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self._steps = steps
+        self._at = 0
+        self._stream = Stream()
+        self.parameters: dict[str, str] = {}  # that the server reported meanwhile
+        self.notifications = b""  # for the client, behind them
+        self.failed = ""
+
+    def begin(self) -> bytes:
+        return b"".join(step.data + SYNC for step in self._steps)
+
+    @property
+    def done(self) -> bool:
+        return self._at == len(self._steps)
+
+    def feed(self, data: bytes) -> None:
+        """Take what came from the server. Garbled when it is no answer to the steps."""
+        for kind, body in self._stream.feed(data):
+            match chr(kind):
+                case "Z" if not self.done:
+                    self._at += 1
+                case "S":
+                    name, _, value = body.decode(errors="surrogateescape").partition("\0")
+                    self.parameters[name] = value.removesuffix("\0")
+                case "A":
+                    if len(self.notifications) < MAX_MESSAGE_BYTES:
+                        self.notifications += message(b"A", body)
+                case "E":
+                    self._refused(body)
+                case "Z":
+                    raise Garbled("the server says more than it was asked")
+                case _:
+                    pass
+
+    def _refused(self, body: bytes) -> None:
+        step = self._steps[min(self._at, len(self._steps) - 1)]
+        if not step.dispensable and not self.failed:
+            self.failed = f"{step.what} could not be made again: {error_fields(body).get('M', '')}"
+
+
+def shown(name: bytes) -> str:
+    return name.decode(errors="replace")[:80]

@@ -1,0 +1,107 @@
+"""Whether a statement may change what its session carries: settings, prepared statements, channels, and what cannot be
+moved.
+
+Asked of every statement, so it looks for a few words and, seldom, at the beginnings. To say yes where nothing changes
+costs one question to the server (`carried`); to say no where something does would lose it in a failover. What a
+function does inside is not seen.
+
+Settings of an application's own (`myapp.tenant`) are the exception: the server does not list them, so their names are
+read here. A name that is not in the text (a parameter of set_config) cannot be asked for: `hidden`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+CACHED_BYTES_MAX = 2048  # of a statement
+CACHE_ENTRIES_MAX = 1024  # statements that have one of the words; cleared when full
+READ_BYTES_MAX = 64 << 10  # a longer one is taken to change something
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """`names`: settings of its own that the statement may set, in lower case. `hidden`: it may set some whose names it
+    does not show. `forgets`: all settings are as after the login."""
+
+    changes: bool = False
+    names: frozenset[bytes] = frozenset()
+    hidden: bool = False
+    forgets: bool = False
+
+
+NONE = Effect()
+UNREAD = Effect(changes=True, hidden=True)
+# Most statements: one that begins like this, calls nothing and makes nothing temporary, changes nothing.
+_COMMON = frozenset({b"select", b"insert", b"update", b"delete"})
+# One of these is in every statement that changes something. Cheap to look for, not yet the verdict.
+_WORDS = re.compile(rb"set|liste|prepa|alloc|temp|hold|advis|load|disca|call|do\b|origin")
+_FORGETS = re.compile(rb"\s*(?:discard|reset)\s+all\s*;?\s*")
+_SKIPPED = re.compile(rb"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
+_PLAIN = re.compile(
+    rb"(?:select|insert|update|delete|merge|with|values|table|copy|explain|execute|begin|start|commit|end|rollback|abort"
+    rb"|savepoint|release|fetch|move|close|show|lock|notify|truncate|vacuum|analyze|checkpoint|refresh|comment|grant"
+    rb"|revoke|alter|reindex|cluster|prepare\s+transaction|set\s+(?:local|transaction|constraints))\b"
+)
+_IN_PLAIN = re.compile(rb"set_config|setseed|advisory_(?:lock|unlock)|into\s+temp|pg_temp|session_setup")
+_NAMED = re.compile(rb"\bset\s+(?:session\s+)?\"?([a-z_\x80-\xff][\w$\x80-\xff]*\.[\w$.\x80-\xff]+)")
+_CONFIG = re.compile(rb"set_config\s*\(\s*(?:(?:pg_catalog\.)?e?'([^'\\]*)'(?:::\w+)?\s*,)?")
+_CONFIG_LOCAL = re.compile(rb"set_config\s*\(\s*[^,()]+(?:::\w+)?\s*,[^,()]+,\s*(?:true|'t'|'true')(?:::\w+)?\s*\)")
+_cache: dict[bytes, Effect] = {}
+
+
+def effect_of(statement: bytes) -> Effect:
+    """Of a query string, which may hold several statements."""
+    if len(statement) > READ_BYTES_MAX:
+        return UNREAD
+    text = statement.lower()
+    if text[:6] in _COMMON and b"(" not in text and text.find(b";", 0, -1) < 0 and b"temp" not in text:
+        return NONE
+    if _WORDS.search(text) is None:
+        return NONE
+    if len(statement) > CACHED_BYTES_MAX:
+        return _examine(text)
+    found = _cache.get(statement)
+    if found is None:
+        if len(_cache) >= CACHE_ENTRIES_MAX:
+            _cache.clear()
+        found = _cache[statement] = _examine(text)
+    return found
+
+
+def _examine(text: bytes) -> Effect:
+    if not _may_change(text):
+        return NONE
+    if _FORGETS.fullmatch(text):
+        return Effect(changes=True, forgets=True)
+    names = {name for name in _NAMED.findall(text) if not name.endswith(b".")}
+    hidden = False
+    if b"set_config" in text:
+        lasting = _CONFIG_LOCAL.sub(b"", text)
+        for name in _CONFIG.findall(lasting):
+            names |= {name} if b"." in name else set()
+            hidden |= not name
+    return Effect(True, frozenset(names), hidden)
+
+
+def _may_change(text: bytes) -> bool:
+    if b"*/" in text and b";" in text:
+        return True  # a comment may hide where a statement begins
+    return any(_one_may_change(text, at) for at in _beginnings(text))
+
+
+def _beginnings(text: bytes) -> list[int]:
+    """Behind every semicolon: those inside of strings are no beginnings, and do no harm."""
+    return [0, *(found.end() for found in re.finditer(rb";", text))]
+
+
+def _one_may_change(text: bytes, at: int) -> bool:
+    skipped = _SKIPPED.match(text, at)
+    begin = skipped.end() if skipped else at
+    end = text.find(b";", begin)
+    statement = text[begin : end if end >= 0 else len(text)]
+    if not statement:
+        return False
+    if _PLAIN.match(statement):
+        return _IN_PLAIN.search(statement) is not None
+    return _WORDS.search(statement) is not None
