@@ -294,8 +294,8 @@ class StepTaken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeadershipChange:
-    """One line of an instance's history. `kind`: led, released, opened (for writes), switchover_ended, ordered (a forced
-    failover), forced (led by such an order), paused, resumed; empty in what older versions wrote."""
+    """One line of an instance's history. `kind`: led, released, opened (for writes), switchover_ended, ordered (a
+    forced failover), forced (led by such an order), paused, resumed; empty in what older versions wrote."""
 
     term: int
     member: str

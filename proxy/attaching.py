@@ -26,6 +26,7 @@ from proxy.postgres.server_side import NOT_YET, TOO_MANY_CLIENTS
 from proxy.routing import Forward, Hold, Refuse, admit
 from proxy.server import Client, ServerLink
 from proxy.table import Bound, Fence
+from proxy.waiting import Waiting
 
 DIAL_TIMEOUT_S = 5.0  # for connection, login and what the session carries
 RETRY_BASE_S, RETRY_CAP_S = 0.05, 0.5  # between two tries of a server that is not up yet
@@ -35,9 +36,9 @@ NONCE_BYTES = 18
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """How a server ended a session by its own word, and which one it was."""
+    """By what a server has ended a session, and which one it was."""
 
-    words: bytes
+    dismissal: bytes
     endpoint: Endpoint
     fence: Fence | None
 
@@ -51,11 +52,11 @@ class Traveller(Client, Bound, Protocol):
     kept: bool  # it has had a server before
     departure: Departure | None
     dialing: asyncio.Timeout | None
+    waiting: Waiting
 
     @property
     def ended(self) -> bool: ...
     def steps(self) -> list[Step]: ...
-    def waits(self, why: str) -> None: ...
     def refuse(self, message: bytes, why: str) -> None: ...
     def relay(self, link: ServerLink, answer: LoggedIn) -> None: ...
 
@@ -87,7 +88,7 @@ async def attach(session: Traveller, gate: Gate) -> None:
             # Another replica may answer at once; a primary is tried again a little later.
             pause_s = backoff.next_delay() if verdict.fenced else 0.0
             avoid = set() if verdict.fenced else avoid | {verdict.endpoint.member}
-        session.waits(why)
+        session.waiting.for_server(why)
         await table.changed(seen, pause_s)
 
 
@@ -118,13 +119,15 @@ async def _dial(session: Traveller, gate: Gate, forward: Forward) -> str:
             )
             if isinstance(answer, LoginRefused):
                 return _refused(session, gate, answer, member)
+            if _expired(session, gate):
+                return f"nobody vouches for {member} as primary any more"
             failed = await _restore(session, link)
         if session.ended:
             return ""
         if failed or _was_sent_away(session, forward.endpoint):
             _end(session, failed)
             return ""
-        if session.fence is not None and gate.clock.now() >= session.fence.until_s:
+        if _expired(session, gate):
             return f"nobody vouches for {member} as primary any more"
         taken = True
         session.dialing = None
@@ -137,6 +140,10 @@ async def _dial(session: Traveller, gate: Gate, forward: Forward) -> str:
         if not taken:
             gate.table.unbind(session)
             link.abort()
+
+
+def _expired(session: Traveller, gate: Gate) -> bool:
+    return session.fence is not None and gate.clock.now() >= session.fence.until_s
 
 
 def _refused(session: Traveller, gate: Gate, answer: LoginRefused, member: str) -> str:
@@ -168,4 +175,4 @@ def _end(session: Traveller, failed: str) -> None:
     if failed:
         session.refuse(refusals.failover(failed), failed)
     elif session.departure is not None:
-        session.refuse(session.departure.words, "its server ended it")
+        session.refuse(session.departure.dismissal, "its server ended it")

@@ -1,6 +1,8 @@
 """Cancel keys of the proxy's own: a client keeps one for life, whichever server its session is on.
 
-Process id and key are random: those of two proxies of one instance practically never meet.
+The process id is that of the session's first server process, so that clients find themselves in `pg_stat_activity` and
+in the notifications they send; only a session that was moved has another one there. The key is random: those of two
+proxies of one instance practically never meet.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from typing import Protocol
 
 from core.routes import Endpoint
 
-KEY_BYTES = 4  # protocol 3.0
-PID_MAX = 0x7FFFFFFF  # drivers keep it in a signed number
+KEY_BYTES = 4  # all that protocol 3.0 has room for
+LONG_KEY_BYTES = 32  # for protocol 3.2; as long as the server's own
 Key = tuple[int, bytes]
 
 
@@ -28,15 +30,16 @@ class Keys:
     def __init__(self) -> None:
         self._holders: dict[Key, Holder] = {}
 
-    def issue(self, holder: Holder) -> Key:
+    def issue(self, holder: Holder, pid: int, *, long: bool) -> Key:
         while True:
-            key = (1 + secrets.randbelow(PID_MAX), secrets.token_bytes(KEY_BYTES))
+            key = (pid, secrets.token_bytes(LONG_KEY_BYTES if long else KEY_BYTES))
             if key not in self._holders:
                 self._holders[key] = holder
                 return key
 
-    def withdraw(self, key: Key) -> None:
-        self._holders.pop(key, None)
+    def withdraw(self, key: Key | None) -> None:
+        if key is not None:
+            self._holders.pop(key, None)
 
     def holder(self, key: Key) -> Holder | None:
         return self._holders.get(key)

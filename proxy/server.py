@@ -17,12 +17,12 @@ from typing import Protocol, cast
 from core.routes import Endpoint
 from proxy.gate import Gate
 from proxy.inner_tls import secured
-from proxy.postgres.carried import LAST_WORDS, Inquiry, Restoring
+from proxy.postgres.carried import DISMISSED, LAST_WORDS, Inquiry, Restoring
 from proxy.postgres.doubt import Doubt
-from proxy.postgres.frames import Boundary
+from proxy.postgres.frames import ERROR, READY_BYTES, READY_KIND, Boundary
 from proxy.postgres.login import LoggedIn, LoginRefused, ServerLogin
-from proxy.postgres.messages import Garbled, Stream, error_fields, message
-from proxy.postgres.requests import Requests
+from proxy.postgres.messages import READY_IDLE, Garbled, Stream, error_fields, message
+from proxy.postgres.requests import IDLE, Requests
 from proxy.sockets import close_soon, outgoing, read_on
 from proxy.table import Fence
 
@@ -64,7 +64,7 @@ class ServerLink(asyncio.Protocol):
         self._client_full = False  # it does not keep up
         self.cancel_key: tuple[Endpoint, int, bytes] | None = None
         self.parameters: dict[str, str] = {}
-        self.last_words = b""  # the server's, kept from the client: it may go on elsewhere
+        self.dismissal = b""  # by which the server has ended this one session, kept from the client
 
     # --- opening --------------------------------------------------------------------------------------------------
 
@@ -117,9 +117,9 @@ class ServerLink(asyncio.Protocol):
 
         def take(data: bytes) -> bool:
             passed = inquiry.feed(data)
-            if passed and self._client.transport is not None:
+            if passed and self._client.transport is not None and not self._expired():
                 self._client.transport.write(passed)
-            self.last_words = inquiry.last_words or self.last_words
+            self.dismissal = inquiry.dismissal or self.dismissal
             return inquiry.done
 
         await self._exchange(inquiry.begin(), take)
@@ -179,9 +179,25 @@ class ServerLink(asyncio.Protocol):
         """To the client, under the same fence as what came from it: what an expired primary says it has committed,
         another one may not have."""
         client, requests, boundary = self._client, self._requests, self._boundary
-        fence = client.fence
+        fence, transport = client.fence, client.transport
         if fence is not None and self._now() >= fence.until_s:
             client.cut()
+            return
+        if (
+            requests.outstanding == 1
+            and data[-READY_BYTES:] == READY_IDLE
+            and boundary.kind == READY_KIND
+            and boundary.state == IDLE
+            and self._doubt is None
+            and self._aside is None
+            and transport is not None
+        ):
+            # One request, its whole answer, no transaction before or after it: the boundary is where it was.
+            requests.outstanding = 0
+            client.bytes_out += len(data)
+            transport.write(data)
+            if requests.changed or (fence is not None and (fence.paused or fence.strict)):
+                self._rest()
             return
         if self._aside is not None or (requests.outstanding == 0 and not requests.open):
             data = self._unasked(data)
@@ -191,19 +207,23 @@ class ServerLink(asyncio.Protocol):
             data = self._doubt.feed(data, awaited=requests.outstanding > 0)
             if not data:
                 return
-        boundary.feed(data, exact=requests.outstanding > 1)
-        transport = client.transport
+        boundary.feed(data, requests.outstanding > 1)
         if transport is None:
             return
         client.bytes_out += len(data)
         transport.write(data)
-        if boundary.readies:
+        if not boundary.readies:
+            requests.copy_asked = boundary.copy_asked
+        else:
             requests.ready(boundary.readies, boundary.state)
-            if requests.outstanding == 0 and (
-                requests.changed or (fence is not None and (fence.paused or fence.strict is (self._doubt is None)))
-            ):
-                self._guard()
-                client.rested()
+            if requests.outstanding == 0:
+                self._rest()
+
+    def _rest(self) -> None:
+        """All is answered."""
+        self._guard()
+        if self._requests.changed or (self._client.fence is not None and self._client.fence.paused):
+            self._client.rested()
 
     def _unasked(self, data: bytes) -> bytes:
         """The server speaks though nothing was asked. What it says when it ends is kept back, for the session may go
@@ -212,8 +232,10 @@ class ServerLink(asyncio.Protocol):
         passed = b""
         try:
             for kind, body in stream.feed(data):
-                if kind in _COMPLAINTS and error_fields(body).get("C") in LAST_WORDS and self._requests.resting:
-                    self.last_words = message(bytes((kind,)), body)
+                code = error_fields(body).get("C") if kind in _COMPLAINTS else None
+                if code in LAST_WORDS and self._requests.resting:
+                    if code == DISMISSED and kind == ERROR:
+                        self.dismissal = message(b"E", body)
                     continue
                 passed += message(bytes((kind,)), body)
                 if kind not in _ASIDE and kind not in _COMPLAINTS:
@@ -232,6 +254,10 @@ class ServerLink(asyncio.Protocol):
         strict = fence is not None and fence.strict
         if strict is (self._doubt is None):
             self._doubt = Doubt() if strict else None
+
+    def _expired(self) -> bool:
+        fence = self._client.fence
+        return fence is not None and self._now() >= fence.until_s
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -254,10 +280,6 @@ class ServerLink(asyncio.Protocol):
     def may_be_told(self) -> bool:
         """All that the client got so far is whole messages, and the last of them did not tell it the end already."""
         return self._boundary.between and not self._boundary.after_error
-
-    @property
-    def copy_asked(self) -> bool:
-        return self._boundary.copy_asked
 
     @property
     def lost(self) -> bool:

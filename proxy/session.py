@@ -18,21 +18,22 @@ from core.log import EventLog
 from core.routes import Endpoint
 from proxy.attaching import Departure, attach
 from proxy.gate import Gate
+from proxy.keys import Key
 from proxy.postgres import refusals
 from proxy.postgres.authentication import AUTHENTICATION_OK
 from proxy.postgres.carried import NOTHING, Inquiry, Step, steps_of
-from proxy.postgres.login import LoggedIn, is_ordinary
+from proxy.postgres.login import PROTOCOL_3_0, LoggedIn, is_ordinary, spoken
 from proxy.postgres.messages import READY_IDLE, Garbled, backend_key, parameter_status
 from proxy.postgres.requests import Requests
 from proxy.postgres.scram import Login
 from proxy.postgres.startup import Startup
 from proxy.server import ServerLink
-from proxy.sockets import LINGER_S, part_with, read_on
+from proxy.sockets import LINGER_S, part_with
 from proxy.table import Fence
+from proxy.waiting import Waiting
 
 log = EventLog("proxy.session")
-DIAL_MIN_S = 1.0  # for a client whose time is nearly over, while it is being logged in
-HELD_BYTES_MAX = 64 << 10  # of a client that is held; then it is not read any more
+NO = frozenset({"", "0", "f", "false", "n", "no", "of", "off"})
 SETTLED_S = 0.05  # a client is silent so long before its server is asked what its session carries
 
 
@@ -59,11 +60,14 @@ class Session(asyncio.Protocol):
         self.login = login
         self.parameters = tuple(pair for pair in startup.parameters.items() if is_ordinary(*pair))
         self.requests = Requests()
+        self.waiting = Waiting(self, gate)
         self.kept = False
         self.departure: Departure | None = None
         self.dialing: asyncio.Timeout | None = None
         self.bytes_in = 0
         self.bytes_out = 0
+        # What a replication connection is in the middle of cannot be told from its messages.
+        self.requests.unclear = startup.parameters.get("replication", "off").lower() not in NO
         self._gate = gate
         self._table = gate.table
         self._now = gate.clock.now
@@ -72,28 +76,24 @@ class Session(asyncio.Protocol):
         self._began = self._now()
         self._left_at = self._began  # when it began to look for its present or next server
         self._link: ServerLink | None = None
-        self._key = gate.cancels.issue(self)
+        self._key: Key | None = None  # of cancel requests, once the client has a server
         self._carried = NOTHING
         self._told: dict[str, str] = {}  # parameters as the last server had them
         self._holding = False  # there is a server, but nothing goes to it
         self._parked = False  # paused, and all is known that is needed to go elsewhere
         self._asking: asyncio.Task[None] | None = None
         self._settling: asyncio.TimerHandle | None = None
-        self._held = bytearray()  # what could not be sent yet
-        self._unread = False  # it is not read, because too much is held
-        self._patience: asyncio.TimerHandle | None = None  # while the client waits
-        self._why = "no server was tried"
         self._task: asyncio.Task[None] | None = None
-        self._waiting = False
         self._full = False  # the client does not keep up
         self._ended = False
         self._linger: asyncio.TimerHandle | None = None
 
     def begin(self, early: bytes) -> None:
         """Look for a server. `early`: what the client sent behind its login."""
-        self._held += early
         self._look_for_server()
-        self._wait_at_most()
+        self.waiting.begin()
+        if early:
+            self.waiting.hold(early)
 
     @property
     def connected(self) -> bool:
@@ -119,48 +119,36 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         link = self._link
         if link is None or self._holding:
-            self._hold(data)
+            if not self._ended:
+                self.waiting.hold(data)
             return
         # The fence: nothing that a client sends reaches a primary past the end of its route, also when this process
         # was frozen and thaws late.
         fence = self.fence
         if fence is not None and self._now() >= fence.until_s:
             self.cut()
-            self._hold(data)
+            if not self._ended:
+                self.waiting.hold(data)
             return
         self.bytes_in += len(data)
-        self.requests.feed(data, copy_asked=link.copy_asked)
+        self.requests.feed(data)
         link.write(data)
-
-    def _hold(self, data: bytes) -> None:
-        if self._ended:
-            return
-        self._held += data
-        if self._patience is None:
-            self._wait_at_most()
-        if len(self._held) > HELD_BYTES_MAX:
-            self._unread = True
-            self.read_client(False)
 
     def _release(self) -> None:
         """There is a server that may be written to: nothing is held back any more."""
-        self._stop_waiting()
-        held, self._held = bytes(self._held), bytearray()
+        held = self.waiting.end()
         if held:
             self.data_received(held)
-        if self._unread and not self._held:
-            self._unread = False
-            self.read_client(True)
+        self.waiting.read_on()
 
     def read_client(self, go: bool) -> None:
-        if not (go and self._unread):
-            read_on(self.transport, go)
+        self.waiting.read_client(go)
 
     def eof_received(self) -> bool:
         """A client that only stopped sending still gets its answers: the server, told the same way, ends the session.
         TLS cannot be half closed."""
         link = self._link
-        if link is None or self._tls or self._ended or self._held:
+        if link is None or self._tls or self._ended or self.waiting.holds:
             return False
         if self.requests.leaving:  # the server ends by itself after a goodbye, unless it hangs
             self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._close)
@@ -171,7 +159,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
-        self._stop_waiting()
+        _ = self.waiting.end()
         for task in (self._task, self._asking):
             if task is not None:
                 task.cancel()
@@ -199,44 +187,6 @@ class Session(asyncio.Protocol):
         self._left_at = self._now()
         self._task = self._gate.tasks.spawn(attach(self, self._gate), f"client {self.address}", failed=self._close)
 
-    def waits(self, why: str) -> None:
-        """No server yet."""
-        self._why = why
-        if self._ended or self._waiting:
-            return
-        if not self.kept and self._table.waiting[self.instance] >= self._gate.limits.waiters_max:
-            self.refuse(refusals.TOO_MANY_WAIT, "too many clients wait")
-            return
-        self._waiting = True
-        self._table.waiting[self.instance] += 1
-
-    def _wait_at_most(self) -> None:
-        """The client waits from now on."""
-        route = self._table.route(self.instance)
-        self._wait_until(self._now(), route.hold_s if route else 0.0)
-
-    def _wait_until(self, since: float, in_s: float) -> None:
-        self._patience = asyncio.get_running_loop().call_later(in_s, self._waited, since)
-
-    def _waited(self, since: float) -> None:
-        """For so long. Whoever is just being logged in gets the little time that takes."""
-        waited_s = self._now() - since
-        route = self._table.route(self.instance)
-        if self.dialing is not None and waited_s < (route.hold_s if route else 0.0) + DIAL_MIN_S:
-            self._wait_until(since, DIAL_MIN_S)
-            return
-        why = "a switchover is under way" if self._link is not None else self._why
-        message = f"no server of {self.instance} to connect to: {why}; waited {waited_s:.1f} s"
-        self.refuse(refusals.error("57P03", message, "Try again; `moorctl status` tells what is wrong."), message)
-
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-        if self._waiting:
-            self._waiting = False
-            self._table.waiting[self.instance] -= 1
-
     def steps(self) -> list[Step]:
         """By which a new server comes to carry what the former did."""
         requests = self.requests
@@ -249,6 +199,7 @@ class Session(asyncio.Protocol):
         parameters = {name: value for name, value in link.parameters.items() if self._told.get(name) != value}
         told = b"".join(parameter_status(name, value) for name, value in parameters.items())
         if not self.kept:
+            self._key = self._gate.cancels.issue(self, answer.pid, long=spoken(self._startup.packet) > PROTOCOL_3_0)
             told = AUTHENTICATION_OK + told + answer.notices + backend_key(*self._key) + READY_IDLE
         self._log_relay(self.endpoint)
         self._told |= parameters
@@ -263,8 +214,8 @@ class Session(asyncio.Protocol):
         self.look()
         if not self._holding:
             self._release()
-        elif not self._held:
-            self._stop_waiting()
+        elif not self.waiting.holds:
+            _ = self.waiting.end()
 
     def _log_relay(self, endpoint: Endpoint) -> None:
         waited_ms = round((self._now() - self._left_at) * 1000)
@@ -325,6 +276,9 @@ class Session(asyncio.Protocol):
             async with self._gate.inquiries(self.instance):
                 if link is None or self._link is not link or not self.requests.resting:
                     return
+                if self.fence is not None and self._now() >= self.fence.until_s:
+                    self.cut()
+                    return
                 self._holding = True
                 await link.ask(inquiry)
                 if self._link is link:
@@ -381,8 +335,8 @@ class Session(asyncio.Protocol):
 
     def server_lost(self, link: ServerLink) -> None:
         if link is self._link:
-            if link.last_words and self.endpoint is not None and not self._parked:
-                self.departure = Departure(link.last_words, self.endpoint, self.fence)
+            if link.dismissal and self.endpoint is not None and not self._parked:
+                self.departure = Departure(link.dismissal, self.endpoint, self.fence)
             self._part_from_server(link, refusals.server_lost)
         if self.transport is None:
             self._settle()
@@ -431,7 +385,7 @@ class Session(asyncio.Protocol):
             return
         self._ended = True
         self._table.unbind(self)
-        self._stop_waiting()
+        _ = self.waiting.end()
         if self._link is not None:
             self._link.abort()
         if self.transport is not None:

@@ -165,9 +165,9 @@ class Engine(Protocol):
     async def make_ready(self) -> None:
         """The running replica may be promoted soon: let the others find what they need to stream from it."""
 
-    async def promote(self, sync: SyncRecord | None = None) -> None:
+    async def promote(self, sync: SyncRecord | None = None, *, above: int = 0) -> None:
         """Make the running replica accept writes, on a new timeline. Returns when it does. `sync`: the set that it
-        opens with; None = as it would start."""
+        opens with; None = as it would start. `above`: the number of the new timeline is higher than this."""
 
     async def follow(self, leader: PeerMember | None) -> None:
         """Let the running replica stream from `leader` without a restart; None: from nobody, and its position is final

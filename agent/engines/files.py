@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from agent.supervise.base import OsUser
@@ -44,7 +45,10 @@ def _content(path: Path) -> bytes | None:
 
 
 def make_owned_directory(path: Path, owner: OsUser | None) -> None:
-    """Mode 0700; parents that are missing get 0755, for the owner must be able to enter them."""
+    """Mode 0700; parents that are missing get 0755, for the owner must be able to enter them. One that is as it should
+    be is not written to: on a disk that hangs even that would never end."""
+    if _is_owned_directory(path, owner):
+        return
     for missing in [parent for parent in reversed(path.parents) if not parent.exists()]:
         missing.mkdir(exist_ok=True)
         missing.chmod(0o755)
@@ -52,6 +56,15 @@ def make_owned_directory(path: Path, owner: OsUser | None) -> None:
     path.chmod(0o700)
     if owner:
         os.chown(path, owner.uid, owner.gid)
+
+
+def _is_owned_directory(path: Path, owner: OsUser | None) -> bool:
+    try:
+        told = path.lstat()
+    except OSError:
+        return False
+    owned = owner is None or (told.st_uid, told.st_gid) == (owner.uid, owner.gid)
+    return stat.S_ISDIR(told.st_mode) and stat.S_IMODE(told.st_mode) == 0o700 and owned
 
 
 def remove_tree(path: Path) -> None:

@@ -57,9 +57,10 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """Make the running replica the primary."""
+    """Make the running replica the primary, on a new timeline whose number is higher than `above`."""
 
     term: int
+    above: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Facts:
     standing_until: float = 0.0  # an Acquire may still take effect before
     upstream_failed_at: float = 0.0
     probed_at: float = 0.0
+    probe_answered_at: float = 0.0
     forks: tuple[Fork, ...] = ()  # of the timeline of `forks_of`
     forks_of: str = ""
     fenced_at: float = 0.0

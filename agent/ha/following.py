@@ -128,6 +128,15 @@ def serves_log(view: View, member: str, leader: str) -> bool:
     return well and peer.streaming_from == leader and 0 < peer.timeline == lead.timeline
 
 
+def streams_log_of(view: View, leader: str) -> bool:
+    """A replica that streams gets the log of `leader`, directly or through a replica of it."""
+    upstream, lead = view.engine.upstream, view.peer(leader)
+    if upstream == leader:
+        return True
+    same = lead is not None and lead.timeline == view.engine.position.timeline
+    return same and upstream == view.desired.upstream and serves_log(view, upstream, leader)
+
+
 # --- logs that have parted --------------------------------------------------------------------------------------------
 
 
@@ -153,7 +162,7 @@ def _has_diverged(view: View, leader: str) -> bool:
     left_at = _left_at(engine)
     if left_at is not None:
         return engine.position.lsn.value > left_at
-    probed = view.probed_at > 0 and view.probed_at >= view.not_streaming_since
+    probed = view.probe_answered_at > 0 and view.probe_answered_at >= view.not_streaming_since
     leads_on = peer.timeline if peer else 0
     return probed and leads_on > 0 and engine.position.timeline != leads_on
 

@@ -29,7 +29,8 @@ CHECKPOINTS_MAX = 3
 SHORT_S = 1.0  # after a checkpoint that took longer there is much to write again
 DRAIN_WITHIN_S = 5.0  # a transaction that takes longer is ended by the stop
 HOLD_EVERY_S = 0.03
-HOLD_FOR_S = 15.0  # covers a stop that takes long; a roll-back and a new leader end it at once
+HOLD_FOR_S = 3.0  # and renewed: a handover that ends without a word (fenced, its agent killed) holds nobody for long
+HOLD_AGAIN_S = 1.0
 HOLD_TIMEOUT_S = 1.0
 STOP_WITHIN_S = 15.0
 CATCH_UP_WITHIN_S = 5.0
@@ -60,6 +61,7 @@ async def hand_over(keeper: Keeper, performer: Performer, action: Handover) -> N
     try:
         await _checkpoint(keeper, hold)
         steps.took("checkpointed")
+        hold.keep()
         await hold.drain()
         steps.took("clients held")
         keeper.closing(True)
@@ -77,9 +79,11 @@ async def hand_over(keeper: Keeper, performer: Performer, action: Handover) -> N
         try:
             await _roll_back(keeper, performer, action, words(error))
         finally:
+            hold.let_lapse()
             await hold.end()
         raise
     finally:
+        hold.let_lapse()
         keeper.closing(False)
 
 
@@ -101,6 +105,7 @@ class Holding:
         self._keeper = keeper
         self._action = action
         self._peers = keeper.view().peers
+        self._keeping: asyncio.Task[None] | None = None
 
     async def greet(self) -> None:
         """The target makes ready. Who does not answer now is not waited for later."""
@@ -131,6 +136,23 @@ class Holding:
                 return
             asked = tuple(busy)
             await asyncio.sleep(HOLD_EVERY_S)
+
+    def keep(self) -> None:
+        """Renew it from now on until `let_lapse`, as long as the handover itself is under way."""
+        group = self._keeper.operations.group
+        assert group is not None, "a handover runs in the keeper's task group"
+        self._keeping = group.create_task(self._renew(), name=f"hold clients of {self._keeper.ref.instance}")
+
+    def let_lapse(self) -> None:
+        """Renew it no more: it ends by itself, or with the next leader."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(HOLD_AGAIN_S)
+            await asyncio.gather(*(self._ask(one, HOLD_FOR_S) for one in (None, *self._peers)))
 
     async def end(self) -> None:
         """Let all go on."""

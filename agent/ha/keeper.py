@@ -20,7 +20,7 @@ from agent.ha.actions import Decision
 from agent.ha.answers import Answers
 from agent.ha.decide import decide
 from agent.ha.facts import Facts
-from agent.ha.following import serves_log
+from agent.ha.following import streams_log_of
 from agent.ha.hold import in_force
 from agent.ha.housekeeping import Housekeeping
 from agent.ha.leaseclock import LeaseClock
@@ -270,6 +270,7 @@ class Keeper:
             not_streaming_since=facts.not_streaming_since,
             upstream_failed_at=facts.upstream_failed_at,
             probed_at=facts.probed_at,
+            probe_answered_at=facts.probe_answered_at,
             switchover_since=facts.switchover_since,
             forced_since=facts.forced_since,
             acquired_at=takeover.acquired_at if takeover else 0.0,
@@ -342,17 +343,8 @@ class Keeper:
             return
         if engine.role is Role.PRIMARY and lease.term and now < lease.fence_at:
             self.follows_term(lease.term)
-        elif engine.role is Role.REPLICA and engine.streaming and leader and self._is_of(leader.member):
+        elif engine.role is Role.REPLICA and engine.streaming and leader and streams_log_of(self.view(), leader.member):
             self.follows_term(leader.term)
-
-    def _is_of(self, leader: str) -> bool:
-        """The stream is the leader's, directly or through a replica of it."""
-        upstream = self.engine.upstream
-        if upstream == leader:
-            return True
-        view, known = self.view(), self.view().peer(leader)
-        same = known is not None and known.timeline == self.engine.position.timeline
-        return same and upstream == self.desired.upstream and serves_log(view, upstream, leader)
 
     def follows_term(self, term: int) -> None:
         """The data is of this term's log from now on. Kept durably: it decides whether timelines can be compared."""

@@ -24,7 +24,7 @@ from agent.ha.actions import (
     Reason,
     StartReplica,
 )
-from agent.ha.election import Elected, Pending, Stuck, could_succeed, elect
+from agent.ha.election import BY_FORCE, Elected, Pending, Stuck, could_succeed, elect
 from agent.ha.premises import SOON_S, act, held_term, retries_later, waits
 from agent.ha.view import EngineState, View
 from core.records import ForcedFailover, HaRecord
@@ -73,14 +73,15 @@ def _is_still_primary(view: View, now: float) -> bool:
 def _not_able(view: View, now: float) -> Decision | None:
     """Without data, or with data that cannot have what the last leader had."""
     engine, ha = view.engine, _ha(view)
+    way_out = f"bring {ha.leader} back, or {BY_FORCE}"
     if engine.state is EngineState.ABSENT:
-        return waits(view, now, Reason.NO_DATA, ha.leader, warning=True)
+        return waits(view, now, Reason.NO_DATA, f"bring {ha.leader} back", warning=True)
     if engine.state is EngineState.UNRESPONSIVE:
         return act(Fence(), Reason.ENGINE_HUNG, now, warning=True)
     if engine.role is not Role.REPLICA and ha.leader != view.me:
-        return waits(view, now, Reason.OUTDATED, ha.leader, warning=True)
+        return waits(view, now, Reason.OUTDATED, way_out, warning=True)
     if ha.sync.mode == "async" and ha.leader != view.me and _lost_touch(view):
-        return waits(view, now, Reason.LOST_TOUCH, ha.leader, warning=True)
+        return waits(view, now, Reason.LOST_TOUCH, way_out, warning=True)
     return None
 
 

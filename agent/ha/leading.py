@@ -25,7 +25,7 @@ from agent.ha.actions import (
     StartReplica,
     TellOpened,
 )
-from agent.ha.election import could_succeed
+from agent.ha.election import why_not_succeeded
 from agent.ha.premises import (
     SOON_S,
     act,
@@ -34,6 +34,7 @@ from agent.ha.premises import (
     is_confirmed,
     may_ask_peers,
     retries_later,
+    timelines_used,
     waits,
 )
 from agent.ha.syncset import Apply, Candidate, CatchUp, Record, TooFew, next_step
@@ -62,9 +63,10 @@ def lead(view: View, now: float) -> Decision:
         case EngineState.STARTING:
             return waits(view, now, Reason.STARTS, engine.failure)
         case EngineState.UNRESPONSIVE:
-            if _should_give_up(view):
+            why_here = _why_in_place(view)
+            if not why_here:
                 return act(Fence(), Reason.ENGINE_HUNG, now, warning=True)
-            return waits(view, now, Reason.ENGINE_SILENT, warning=True)
+            return waits(view, now, Reason.ENGINE_SILENT, why_here, warning=True)
         case EngineState.RUNNING if engine.role is Role.REPLICA:
             return _to_be_promoted(view, now)
         case EngineState.RUNNING:
@@ -89,27 +91,36 @@ def _without_data(view: View, now: float) -> Decision:
 def _down(view: View, now: float) -> Decision:
     engine, term = view.engine, view.lease.term
     crashed = engine.state is EngineState.CRASHED or view.fenced_at > 0 or engine.failed in _OPENING
-    if crashed and _should_give_up(view):
+    why_here = _why_in_place(view) if crashed else ""
+    if crashed and not why_here:
         return act(Release(term), Reason.GIVES_UP_CRASHED, now, engine.failure, warning=True)
     delayed = _promised(view, now) or retries_later(view, now)
     if delayed is not None:
         return delayed
     if engine.role is Role.REPLICA:
         return act(StartReplica(""), Reason.LEARNS_POSITION, now)
-    return act(StartPrimary(term), Reason.RESTARTS_IN_PLACE, now, f"term {term}", warning=crashed)
+    detail = f"term {term}" + (f": {why_here}" if why_here else "")
+    return act(StartPrimary(term), Reason.RESTARTS_IN_PLACE, now, detail, warning=crashed)
 
 
-def _should_give_up(view: View) -> bool:
-    """Others can take over at once, and automatic failover is not paused. Only a current view can tell."""
-    return is_confirmed(view) and not _ha(view).paused and could_succeed(_ha(view), view.peers)
+def _why_in_place(view: View) -> str:
+    """Why a leader whose engine has failed does not leave it to the others; empty when it does: they take over at once.
+    Only a current view can tell."""
+    if not is_confirmed(view):
+        return "the hub does not confirm who leads"
+    if _ha(view).paused:
+        return "automatic failover is paused"
+    return why_not_succeeded(_ha(view), view.peers)
 
 
 def _to_be_promoted(view: View, now: float) -> Decision:
     engine, term = view.engine, view.lease.term
-    if engine.failed is OperationKind.PROMOTE and _should_give_up(view):
+    if engine.failed is OperationKind.PROMOTE and not _why_in_place(view):
         return act(Release(term), Reason.GIVES_UP_CRASHED, now, engine.failure, warning=True)
     delayed = _promised(view, now) or retries_later(view, now)
-    return delayed or act(Promote(term), Reason.PROMOTES, now, f"term {term}")
+    used = timelines_used(_ha(view), view.peers, before_term=term)
+    above = used if used > engine.position.timeline else 0
+    return delayed or act(Promote(term, above), Reason.PROMOTES, now, f"term {term}")
 
 
 def _promised(view: View, now: float) -> Decision | None:

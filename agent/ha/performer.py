@@ -141,7 +141,7 @@ class Performer:
             case Stop():
                 keeper.operations.start(OperationKind.STOP, keeper.driver.stop(), subject)
             case Promote():
-                keeper.operations.start(OperationKind.PROMOTE, self._promote(action.term), subject)
+                keeper.operations.start(OperationKind.PROMOTE, self._promote(action), subject)
             case Handover():
                 work = handover.hand_over(keeper, self, action)
                 keeper.operations.start(OperationKind.HANDOVER, work, subject)
@@ -152,14 +152,14 @@ class Performer:
         await self._keeper.driver.initialise()
         await self._keeper.driver.start_primary()
 
-    async def _promote(self, term: int) -> None:
+    async def _promote(self, action: Promote) -> None:
         # Before the engine can take a write it must know to wait for standbys, or that it need not: the sync set of a
         # new leader is only itself, and strict modes let commits wait until the record names standbys.
         # While the mode is being changed to async, the record still claims that standbys have everything.
         wanted, recorded = self._keeper.desired.replication.mode, self._keeper.recorded_mode()
         mode = recorded if wanted == "async" else wanted
-        await self._keeper.driver.promote(SyncRecord(mode=mode, k=0, names=()))
-        self._node.reporter.event("promoted", str(self._keeper.ref), f"primary in term {term}")
+        await self._keeper.driver.promote(SyncRecord(mode=mode, k=0, names=()), above=action.above)
+        self._node.reporter.event("promoted", str(self._keeper.ref), f"primary in term {action.term}")
 
     async def _clone(self, source: PeerMember) -> None:
         """From a replica only with the leader's leave: whom the leader does not know, it does not let in."""
@@ -337,7 +337,7 @@ class Performer:
         facts = self._keeper.facts
         facts.probed_at = self._node.clock.now()
         facts.forks = await self._keeper.driver.timeline_forks(self.peer(leader))
-        facts.forks_of = leader
+        facts.forks_of, facts.probe_answered_at = leader, facts.probed_at
 
     async def _ask_peers(self, term: int) -> None:
         keeper = self._keeper

@@ -6,11 +6,13 @@ things by the same word.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from agent.ha.actions import Action, Decision, Reason
 from agent.ha.leaseclock import ASK_AFTER, ASK_EVERY
 from agent.ha.view import EngineState, OperationKind, View
+from core.records import HaRecord, PeerMember
 from core.status import MemberState, Role
 
 TURN_S = 1.0  # the longest pause between two looks
@@ -62,6 +64,19 @@ def forced_away(view: View) -> bool:
     """An operator ordered that another member leads after the very term this member holds."""
     forced = view.instance.ha.forced if view.instance else None
     return forced is not None and 0 < forced.after_term == view.lease.term and forced.target != view.me
+
+
+def timelines_used(ha: HaRecord, peers: Sequence[PeerMember], *, before_term: int) -> int:
+    """The highest number that a timeline may have by now; 0 = nothing is known. Each leader made one more at most.
+
+    PostgreSQL tells logs apart by these numbers alone, and counts from the log it has itself. A leader that does not
+    have the last one's log (async, or forced) would use its number again, for another log.
+    """
+    highest = 0
+    for line in sorted(ha.history, key=lambda line: line.term):
+        if line.term < before_term and line.timeline:
+            highest = max(highest, line.timeline) + (line.kind != "released")
+    return max([highest, *(peer.timeline for peer in peers)])
 
 
 def hub_is_silent(view: View, now: float) -> bool:

@@ -139,7 +139,9 @@ def instance_view(contents: Contents, where: Places, instance: InstanceRef) -> I
 def _remembered(ha: HaRecord) -> HaRecord:
     """Of the history only what decisions rest on: who led or let go where. The stories are for people, and long."""
     lines = tuple(
-        LeadershipChange(term=line.term, member=line.member, reason="", timeline=line.timeline, lsn=line.lsn)
+        LeadershipChange(
+            term=line.term, member=line.member, reason="", timeline=line.timeline, lsn=line.lsn, kind=line.kind
+        )
         for line in ha.history
         if line.timeline
     )

@@ -30,7 +30,8 @@ from proxy.postgres.messages import (
 
 STATEMENT = b"moorage_state"
 ANSWER_BYTES_MAX = 2 << 20
-LAST_WORDS = frozenset({"57P01", "57P02", "57P03"})  # of a server that ends
+DISMISSED = "57P01"  # a server stops, or ends one session on purpose
+LAST_WORDS = frozenset({DISMISSED, "57P02", "57P03"})  # of a server that ends
 QUESTION = b"""
 SELECT 'setting', name, setting FROM pg_catalog.pg_settings
  WHERE source = 'session' AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')
@@ -41,10 +42,8 @@ UNION ALL SELECT 'user', 'session_authorization', session_user
 UNION ALL SELECT 'channel', channel, '' FROM pg_catalog.pg_listening_channels() AS listening (channel)
 UNION ALL SELECT CASE WHEN from_sql THEN 'sql' ELSE 'protocol' END, name, CASE WHEN from_sql THEN statement END
   FROM pg_catalog.pg_prepared_statements WHERE name <> 'moorage_state'
-UNION ALL SELECT 'obstacle', 'has temporary objects', '' WHERE pg_catalog.pg_my_temp_schema() <> 0 AND (
-  EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema())
-  OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema())
-  OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace = pg_catalog.pg_my_temp_schema()))
+UNION ALL SELECT DISTINCT 'obstacle', 'has temporary objects', '' FROM pg_catalog.pg_depend
+ WHERE refclassid = 2615 AND refobjid = pg_catalog.pg_my_temp_schema()
 UNION ALL SELECT 'obstacle', 'has a cursor WITH HOLD', '' FROM pg_catalog.pg_cursors WHERE is_holdable
 UNION ALL SELECT DISTINCT 'obstacle', 'holds advisory locks', '' FROM pg_catalog.pg_locks
  WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
@@ -68,7 +67,7 @@ NOTHING = Carried()
 
 
 class Inquiry:
-    """Asks once. `failed` says why there is no answer; `last_words` is what the server said instead, if it ended."""
+    """Asks once. `failed` says why there is no answer; `dismissal` is by what the server has ended the session."""
 
     def __init__(self, user: str, names: Iterable[bytes]) -> None:
         self._user = user.encode(errors="surrogateescape")
@@ -78,7 +77,7 @@ class Inquiry:
         self._bytes = 0
         self.done = False
         self.failed = ""
-        self.last_words = b""
+        self.dismissal = b""
 
     def begin(self) -> bytes:
         return parse(STATEMENT, QUESTION) + run(STATEMENT, [self._names]) + close(STATEMENT) + SYNC
@@ -114,9 +113,10 @@ class Inquiry:
 
     def _complaint(self, kind: int, body: bytes) -> None:
         fields = error_fields(body)
-        if fields.get("C") in LAST_WORDS:
-            self.last_words = message(bytes((kind,)), body)
-        elif kind == ord("E"):
+        code = fields.get("C", "")
+        if code == DISMISSED and kind == ord("E"):
+            self.dismissal = message(b"E", body)
+        elif kind == ord("E") and code not in LAST_WORDS:
             self.failed = fields.get("M", "") or "the server did not answer"
 
     def answer(self) -> Carried:

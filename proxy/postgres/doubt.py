@@ -66,7 +66,7 @@ class Doubt:
         at, end = self._left, len(data)
         out: list[bytes] = []
         begin = at if self._dropping else 0  # of what is not in `out` yet
-        complete = -1  # where the latest acknowledgement begins that nothing has followed
+        complete = -1  # where acknowledgements begin that nothing else has followed
         while at + HEADER_BYTES <= end:
             kind = data[at]
             behind = at + 1 + _LENGTH.unpack_from(data, at + 1)[0]
@@ -86,7 +86,7 @@ class Doubt:
                     out.append(data[at:behind])
                 begin = behind
             elif kind == _COMPLETE:
-                complete = at
+                complete = at if complete < 0 else complete
             elif kind not in _ASIDE:
                 complete = -1
             at = behind

@@ -34,7 +34,7 @@ class Boundary:
     __slots__ = ("_head", "_left", "copy_asked", "kind", "readies", "state")
 
     def __init__(self) -> None:
-        self.kind = 0  # type of the latest message seen; 0 when the place is lost
+        self.kind = 0  # type of the latest message seen; 0 when it is not known
         self.readies = 0  # ReadyForQuery messages in the latest buffer
         self.state = 0  # `I`, `T` or `E`: of the latest ReadyForQuery
         self.copy_asked = False  # the server has asked for COPY data since the latest ReadyForQuery
@@ -51,7 +51,7 @@ class Boundary:
         """The last thing said was an error: a server that closes now has said why itself."""
         return self.between and self.kind == ERROR
 
-    def feed(self, data: bytes, *, exact: bool = False) -> None:
+    def feed(self, data: bytes, exact: bool = False) -> None:
         if data[-READY_BYTES:] in READY and not exact:
             self.readies, self.state, self.copy_asked = 1, data[-1], False
             self._left, self.kind, self._head = 0, READY_KIND, b""
@@ -79,6 +79,7 @@ class Boundary:
             self.kind = data[at]
             if self.kind == READY_KIND and length == READY_BYTES - 1:
                 if at + READY_BYTES > end:  # its halves are kept together
+                    self.kind = 0
                     break
                 self.readies, self.state, self.copy_asked = self.readies + 1, data[at + HEADER_BYTES], False
             elif self.kind == COPY_IN:

@@ -4,8 +4,9 @@ The engine must ask for SCRAM with the salt of the very verifier that the user w
 its ServerKey: one that does not know the verifier is not taken for the engine. All that comes up to the first
 ReadyForQuery is collected: the parameters that the engine reports, its cancel key, its notices.
 
-The proxy speaks protocol 3.0 to the engine, without options. What a client asks for beyond that is answered by the
-proxy itself (`negotiation`).
+The proxy speaks protocol 3.0 to the engine, without options. To a client it speaks 3.2 if asked to, whatever its
+engine knows: 3.2 differs in the length of cancel keys, and these are the proxy's own. What a client asks for beyond
+that is answered by the proxy itself (`negotiation`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from proxy.postgres import refusals, scram
 from proxy.postgres.authentication import PASSWORD, SASL, SASL_CONTINUE, SASL_FINAL
 from proxy.postgres.scram import Login, ScramError
 
-PROTOCOL_3_0 = 3 << 16
+PROTOCOL_3_0, PROTOCOL_3_2 = 3 << 16, 3 << 16 | 2
 OPTION_PREFIX = "_pq_."  # of a startup parameter that is an option of the protocol itself
 MAX_GREETING_BYTES = 256 << 10  # of everything up to the first ReadyForQuery; no server of ours says more
 AUTHENTICATED = 0
@@ -175,7 +176,7 @@ class ServerLogin:
         return _password(f"{unproved},p={base64.b64encode(proof).decode()}".encode()), None
 
 
-# --- what a client may ask for beyond protocol 3.0 --------------------------------------------------------------------
+# --- what a client may ask for ----------------------------------------------------------------------------------------
 
 
 def is_ordinary(name: str, _value: str = "") -> bool:
@@ -183,14 +184,20 @@ def is_ordinary(name: str, _value: str = "") -> bool:
     return name != "user" and not name.startswith(OPTION_PREFIX)
 
 
+def spoken(packet: bytes) -> int:
+    """The protocol that is spoken with the client of this startup packet."""
+    (asked,) = struct.unpack_from("!I", packet, 4)
+    return PROTOCOL_3_2 if asked >= PROTOCOL_3_2 else PROTOCOL_3_0
+
+
 def negotiation(packet: bytes, parameters: dict[str, str]) -> bytes:
-    """NegotiateProtocolVersion for a client whose startup packet asks for more than 3.0, else nothing. It comes before
-    anything else that the client is told."""
+    """NegotiateProtocolVersion for a client whose startup packet asks for more than the proxy knows, else nothing. It
+    comes before anything else that the client is told."""
     (asked,) = struct.unpack_from("!I", packet, 4)
     options = [name for name in parameters if name.startswith(OPTION_PREFIX)]
-    if asked <= PROTOCOL_3_0 and not options:
+    if asked == spoken(packet) and not options:
         return b""
-    body = struct.pack("!II", PROTOCOL_3_0, len(options)) + b"".join(map(_zero_ended, options))
+    body = struct.pack("!II", spoken(packet), len(options)) + b"".join(map(_zero_ended, options))
     return b"v" + struct.pack("!I", 4 + len(body)) + body
 
 

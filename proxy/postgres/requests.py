@@ -13,17 +13,17 @@ from __future__ import annotations
 import struct
 
 from proxy.postgres.messages import HEADER_BYTES
-from proxy.postgres.statements import READ_BYTES_MAX, effect_of
+from proxy.postgres.statements import READ_BYTES_MAX, UNREAD, effect_of
 
 KEPT_BYTES_MAX = 1 << 20  # of prepared statements, of one session
 NAMES_MAX = 64  # settings of its own, of one session
 IDLE = ord("I")
-_QUERY, _PARSE, _BIND, _EXECUTE, _DESCRIBE = b"QPBED"
-_SYNC, _CLOSE, _FLUSH, _CALL, _TERMINATE = b"SCHFX"
+_QUERY, _PARSE, _EXECUTE, _SYNC, _CLOSE, _CALL, _TERMINATE = b"QPESCFX"
 _COPY = frozenset(b"dcf")
 _COPY_DATA = ord("d")
-_READ_WHOLE = frozenset(b"PC")  # and short Q: their contents matter
-_LENGTH = struct.Struct("!I")
+_STEPS = frozenset(b"BDH")  # of an extended query, and without contents that matter
+_READ_WHOLE = frozenset(b"PCQ")  # their contents matter, unless they are too long to be read
+_header = struct.Struct("!BI").unpack_from
 
 
 class Requests:
@@ -36,6 +36,7 @@ class Requests:
         "_part",
         "_syncs",
         "changed",
+        "copy_asked",
         "hidden",
         "leaving",
         "names",
@@ -55,6 +56,7 @@ class Requests:
         self.open = False  # something was sent that no Sync has ended yet
         self.state = IDLE  # of the transaction, by the last ReadyForQuery
         self.leaving = False  # it has said goodbye
+        self.copy_asked = False  # the server has asked for COPY data since it was last ready
         self.unclear = False  # it cannot be told what the server owes
         self.touched = False  # anything was asked since the server was last asked what the session carries
         self.changed = False  # something that may have changed what the session carries, since then
@@ -80,8 +82,8 @@ class Requests:
             and not (self._left or self._part or self.unclear or self._copying)
         )
 
-    def feed(self, data: bytes, *, copy_asked: bool = False) -> None:
-        """What the client sent. `copy_asked`: the server has asked for COPY data since the last request."""
+    def feed(self, data: bytes) -> None:
+        """What the client sent."""
         at, end = self._left, len(data)
         if at >= end:
             self._left = at - end
@@ -92,33 +94,35 @@ class Requests:
         self._left = 0
         self.touched = True
         while at + HEADER_BYTES <= end:
-            kind = data[at]
-            (length,) = _LENGTH.unpack_from(data, at + 1)
+            kind, length = _header(data, at)
             behind = at + 1 + length
-            if behind > end and (kind in _READ_WHOLE or kind == _QUERY) and length <= READ_BYTES_MAX:
+            if behind > end and kind in _READ_WHOLE and length <= READ_BYTES_MAX:
                 break
-            if kind == _QUERY:
-                self.outstanding += 1
+            if kind in _STEPS:
+                self.open = True
+            elif kind == _EXECUTE:
+                self.open = True
                 self._syncs = 0
-                self.unnamed = b""
-                self._examine(data[at + HEADER_BYTES : behind - 1] if behind <= end else None)
             elif kind == _SYNC:
                 self.outstanding += 1
                 self._syncs += 1
                 self.open = False
-            elif kind == _COPY_DATA and self._copying:
-                pass
-            else:
-                self._other(kind, data, at, behind, copy_asked=copy_asked)
+            elif kind == _QUERY:
+                self.outstanding += 1
+                self._syncs = 0
+                self.unnamed = b""
+                self._examine(data[at + HEADER_BYTES : behind - 1] if behind <= end else None)
+            elif kind != _COPY_DATA or not self._copying:
+                self._other(kind, data, at, behind)
             at = behind
         if at > end:
             self._left = at - end
         elif at < end:
             self._part = data[at:]
 
-    def _other(self, kind: int, data: bytes, at: int, behind: int, *, copy_asked: bool) -> None:
+    def _other(self, kind: int, data: bytes, at: int, behind: int) -> None:
         if kind in _COPY:
-            self._copy(kind, asked=copy_asked)
+            self._copy(kind)
             return
         if kind == _CALL:
             self.outstanding += 1
@@ -128,17 +132,15 @@ class Requests:
             self.leaving = True
             return
         self.open = True
-        if kind == _EXECUTE:
-            self._syncs = 0
-        elif kind == _PARSE:
+        if kind == _PARSE:
             self._keep(data[at:behind] if behind <= len(data) else None)
         elif kind == _CLOSE:
             self._close(data[at + HEADER_BYTES : behind])
 
-    def _copy(self, kind: int, *, asked: bool) -> None:
+    def _copy(self, kind: int) -> None:
         """A server that takes COPY data ignores Sync, so those behind the Execute are never answered."""
         if not self._copying:
-            if asked:
+            if self.copy_asked:
                 self.outstanding -= self._syncs
                 self.open = self.open or self._syncs > 0
                 self._syncs = 0
@@ -147,10 +149,8 @@ class Requests:
         self._copying = kind == _COPY_DATA
 
     def _examine(self, statement: bytes | None) -> None:
-        effect = effect_of(statement) if statement is not None else None
-        if effect is None:
-            self.changed = self.hidden = True
-        elif effect.changes:
+        effect = effect_of(statement) if statement is not None else UNREAD
+        if effect.changes:
             self.changed = True
             if effect.forgets:
                 self.names.clear()
@@ -197,6 +197,7 @@ class Requests:
         """So many ReadyForQuery messages have come, the last of them with this state."""
         self.outstanding = max(0, self.outstanding - count)
         self.state = state
+        self.copy_asked = False
 
     def stirred(self) -> None:
         """The server said something that only an answer can be, when no answer was owed."""

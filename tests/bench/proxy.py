@@ -49,6 +49,9 @@ class Findings:
     slices: list[Slice] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
+    def add(self, one: Slice | None) -> None:
+        self.slices += [one] if one is not None else []
+
     def document(self) -> dict[str, Any]:
         return {
             "machine": {
@@ -86,26 +89,38 @@ class Plan:
 
 
 async def run_case(place: Site, case: Case, plan: Plan, findings: Findings) -> None:
-    """The systems in turn, each round beginning with another one. One that fails is left out from then on."""
+    """The systems in turn, each round beginning with another one. One that fails at the start is left out."""
     async with AsyncExitStack() as stack:
         contenders: list[Contender] = []
         for name in case.systems(plan.peers):
-            try:
-                contenders.append(await stack.enter_async_context(standing(name, place, case, plan.other)))
-            except Missing as missing:
-                findings.left_out.append(f"{SYSTEMS[name]}: {missing}")
-        if case.kind == "idle":
-            rounds = 1
-        else:
-            rounds = plan.rounds
-            for contender in tuple(contenders):
-                if await _slice(contender, case, WARM_UP_S, 0, findings) is None:
-                    contenders.remove(contender)
-        for number in range(1, rounds + 1):
+            contender = await _enter(stack, name, place, case, plan, findings)
+            if contender is not None and await _slice(contender, case, WARM_UP_S, 0, findings) is not None:
+                contenders.append(contender)
+        for number in range(1, plan.rounds + 1):
             for at in range(len(contenders)):
                 contender = contenders[(at + number) % len(contenders)]
-                one = await _slice(contender, case, plan.seconds, number, findings)
-                findings.slices += [one] if one is not None else []
+                findings.add(await _slice(contender, case, plan.seconds, number, findings))
+
+
+async def run_idle_case(place: Site, case: Case, plan: Plan, findings: Findings) -> None:
+    """One system after the other, once: memory does not depend on what the machine does, and the connections that
+    PgBouncer keeps to the engine would leave none to others."""
+    for name in case.systems(plan.peers):
+        async with AsyncExitStack() as stack:
+            contender = await _enter(stack, name, place, case, plan, findings)
+            if contender is not None:
+                findings.add(await _slice(contender, case, 0, 1, findings))
+
+
+async def _enter(
+    stack: AsyncExitStack, name: str, place: Site, case: Case, plan: Plan, findings: Findings
+) -> Contender | None:
+    try:
+        return await stack.enter_async_context(standing(name, place, case, plan.other))
+    except (Missing, AssertionError) as error:
+        findings.left_out.append(f"{SYSTEMS[name]}: {str(error).splitlines()[0]}")
+        say(f"! {case.name} {name}: {error}")
+        return None
 
 
 async def _slice(contender: Contender, case: Case, seconds: float, number: int, findings: Findings) -> Slice | None:
@@ -134,14 +149,12 @@ async def run_all(cases: Sequence[Case], plan: Plan, budget_s: float) -> Finding
             if time.monotonic() > end:
                 findings.left_out.append(f"`{case.name}`, for want of time")
                 continue
+            run = run_idle_case if case.kind == "idle" else run_case
             try:
-                await run_case(place, case, plan, findings)
+                await run(place, case, plan, findings)
             except asyncio.CancelledError:
                 findings.left_out.append(f"`{case.name}` and what was to come after it: the run was stopped")
                 break
-            except AssertionError as error:  # somebody did not start
-                findings.left_out.append(f"`{case.name}`: {str(error).splitlines()[0]}")
-                say(f"! {case.name}: {error}")
     return findings
 
 

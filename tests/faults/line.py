@@ -41,11 +41,16 @@ def certainly_not_done(error: BaseException) -> bool:
     return bool(state) and state.startswith(DEFINITE)
 
 
+class NoAnswer(psycopg.OperationalError):
+    """The deadline is over, and the statement may have been carried out."""
+
+
 class Line:
     """Made by `open`. After any connection error or deadline it is of no use any more."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
+        self._late = False
 
     @staticmethod
     async def open(dsn: str) -> Line:
@@ -54,12 +59,20 @@ class Line:
 
     async def rows(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of the answer, none for a command; psycopg.Error otherwise, at the latest after STATEMENT_S."""
-        timer = asyncio.get_running_loop().call_later(STATEMENT_S, self.shut)
+        timer = asyncio.get_running_loop().call_later(STATEMENT_S, self._too_late)
         try:
             cursor = await self._connection.execute(query, parameters)
             return await cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            if self._late:
+                raise NoAnswer(f"no answer within {STATEMENT_S:g} s") from error
+            raise
         finally:
             timer.cancel()
+
+    def _too_late(self) -> None:
+        self._late = True
+        self.shut()
 
     def shut(self) -> None:
         """End the connection under whatever waits for it."""

@@ -131,7 +131,9 @@ class Machine(Place):
         self._namespace = os.stat(f"/run/netns/{self.name}").st_ino
 
     def unmake(self) -> None:
+        """The cable by name: with the namespace alone it would go some time later."""
         self.kill_all()
+        run("ip", "link", "del", self.port)
         run("ip", "netns", "del", self.name)
 
     # --- processes ------------------------------------------------------------------------------------------------

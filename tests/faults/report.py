@@ -54,14 +54,14 @@ def counts(rounds: Sequence[Round]) -> str:
 def table(faults: Sequence[Fault], rounds: Sequence[Round]) -> str:
     """Readable on 100 columns."""
     lines = [
-        f"{'fault':23} {'write gap s':15} {'bound':7} {'read gap s':15} {'healthy s':15} L D P S 2 {'stale s':>7} errs",
+        f"{'fault':22} {'write gap s':15} {'bound':6} {'read gap s':15} {'healthy s':15} L D P S 2 {'stale s':>7} errs",
     ]
     known = by_fault(rounds)
     for fault in faults:
         seen = known.get(fault.name, [])
         if seen:
             lines.append(
-                f"{fault.name:23} {spread(seen, lambda r: r.write_gap_s):15} {verdict(fault, seen):7} "
+                f"{fault.name:22} {spread(seen, lambda r: r.write_gap_s):15} {verdict(fault, seen):6} "
                 f"{spread(seen, lambda r: r.read_gap_s):15} {spread(seen, lambda r: r.health_s):15} {counts(seen)} "
                 f"{max(r.stale_s for r in seen):7.2f} {round(statistics.median(r.errors for r in seen)):4}"
             )

@@ -33,7 +33,7 @@ WARM_WRITES = 100
 WARM_WITHIN_S = 20.0
 TAIL_S = 0.5
 FAILURE_CHARACTERS = 400
-HOPELESS = 2  # sites in a row that cannot be built: the next one will not either
+HOPELESS = 3  # rounds in a row that ended before a client had written anything: the next one will, too
 PLAY_WITHIN_S = 150.0
 # A round that cannot be played or judged is told as failed; the others go on.
 TROUBLE = (
@@ -65,6 +65,7 @@ class Round:
     notes: list[str] = field(default_factory=list)
     failure: str = ""  # the round did not go as planned: no health, the fault could not be played
     within_bound: bool | None = None
+    unwanted_errors: bool = False  # clients saw some although they must not
     may_lose: bool = False  # async replication promises a bound of loss, not that there is none
     proofs: list[str] = field(default_factory=list)  # the evidence for lost, split and the like
 
@@ -73,6 +74,11 @@ class Round:
         """Whether something happened that must never happen."""
         lost = 0 if self.may_lose else self.lost
         return bool(lost or self.doubled or self.phantom or self.wrong_sums or self.split)
+
+    @property
+    def good(self) -> bool:
+        """Whether everything was as promised."""
+        return not (self.broken or self.failure or self.within_bound is False or self.unwanted_errors)
 
 
 class Sites:
@@ -98,11 +104,13 @@ class Sites:
             say(f"site {self._built} is up after {time.monotonic() - begun:.0f} s: {root}")
         return self._site
 
-    async def discard(self, *, keep_logs: Path | None = None) -> None:
-        """Take it down; with `keep_logs`, its logs go there first."""
+    def save_logs(self, folder: Path) -> None:
+        if self._site is not None:
+            save_logs(self._site, folder)
+
+    async def discard(self) -> None:
+        """Take it down."""
         site, self._site = self._site, None
-        if site is not None and keep_logs is not None:
-            save_logs(site, keep_logs)
         stack, self._stack = self._stack, AsyncExitStack()
         await stack.aclose()
         if site is not None:
@@ -125,7 +133,8 @@ async def play_all(
     done: list[Round] = []
     for fault in sorted(faults, key=lambda one: one.special):
         for number in range(rounds):
-            if len(done) >= HOPELESS and all(one.failure.startswith("no site") for one in done[-HOPELESS:]):
+            if len(done) >= HOPELESS and all(one.failure and not one.acknowledged for one in done[-HOPELESS:]):
+                say(f"given up: {HOPELESS} rounds in a row without a single write")
                 return done
             dice = random.Random(f"{seed} {len(done)}")
             try:
@@ -136,8 +145,10 @@ async def play_all(
                 seen = await _one(site, fault, number, round_id=len(done) + 1, dice=dice)
             done.append(seen)
             say(sentence(seen))
+            if logs and not seen.good:
+                made.save_logs(logs / f"{fault.name}-{number + 1}")
             if seen.failure or seen.broken:
-                await made.discard(keep_logs=logs / f"{fault.name}-{number + 1}" if logs else None)
+                await made.discard()
     return done
 
 
@@ -165,7 +176,8 @@ async def _one(site: Site, fault: Fault, number: int, *, round_id: int, dice: ra
         seen.failure = seen.failure or brief(error)
     _tell_overlaps(seen, workload, prober)
     seen.notes += scene.notes + site.incidents()
-    if fault.no_errors and seen.errors:
+    seen.unwanted_errors = fault.no_errors and seen.errors > 0
+    if seen.unwanted_errors:
         seen.notes.append("clients saw errors, which they must not")
     return seen
 

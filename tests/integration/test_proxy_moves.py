@@ -529,8 +529,13 @@ async def test_readers_go_to_another_replica_when_theirs_ends(proxy, mortal, ser
     reader = await RawClient.connect(proxy.ro_port)
     assert await reader.value("SHOW cluster_name") == "m1"
     mortal.kill()
+    await eventually(lambda: moved(proxy), lambda count: count == 1, within=5)
     assert await reader.value("SHOW cluster_name") == "m2"
     reader.close()
+
+
+async def moved(proxy: Proxy) -> int:
+    return len(proxy.events("session_moved"))
 
 
 async def test_three_hundred_sessions_are_moved_at_a_pace_the_server_bears(proxy, servers):

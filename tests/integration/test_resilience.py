@@ -129,6 +129,46 @@ async def test_etcd_away_for_a_while_is_not_noticed_by_clients(cluster: Cluster)
     await drop(cluster, "demo/calm")
 
 
+async def hands_over(cluster: Cluster, node: str) -> bool:
+    lines = cluster.agents[node].log.read_text(errors="replace").splitlines()
+    return any("operation_started" in line and "handover" in line and "demo/moved" in line for line in lines)
+
+
+async def test_clients_notice_nothing_of_a_switchover_but_a_short_pause(cluster: Cluster) -> None:
+    await cluster.create("demo/moved", mode="sync")
+    dsn = await cluster.dsn("demo/moved")
+    writer = Writer(dsn)
+    await writer.prepare()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(writer.run())
+
+        async def written() -> int:
+            return len(writer.acknowledged)
+
+        await eventually(written, lambda count: count > 50, within=20)
+        old = await cluster.primary_node("demo/moved")
+        async with await cluster.connect(dsn) as client:
+            async with client.transaction():
+                await client.execute("CREATE TABLE kept (n int)")
+                await cluster.actl("instance", "switchover", "demo/moved", "--no-wait")
+                await eventually(lambda: hands_over(cluster, old), within=20, every=0.05, what="handover")
+                # It is waited for: what was begun may end.
+                await client.execute("INSERT INTO kept VALUES (1)")
+            rows = await (await client.execute("SELECT n FROM kept")).fetchall()
+            assert rows == [(1,)]
+            await eventually(
+                lambda: cluster.primary_node("demo/moved"), lambda node: node != old, within=20, every=0.3, what="move"
+            )
+            rows = await (await client.execute("SELECT n FROM kept")).fetchall()
+            assert rows == [(1,)]
+        count = len(writer.acknowledged)
+        await eventually(written, lambda seen: seen > count + 20, within=20)
+        writer.stopping.set()
+    assert writer.errors == []
+    assert await writer.lost() == []
+    await drop(cluster, "demo/moved")
+
+
 async def test_a_member_cut_off_while_its_instance_is_deleted_goes_when_its_agent_returns(cluster: Cluster) -> None:
     await cluster.create("demo/straggler", replicas=2, mode="async")
     status = await cluster.status("demo/straggler")

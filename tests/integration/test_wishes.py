@@ -77,6 +77,18 @@ async def test_reads_spare_a_marked_replica(cluster: Cluster) -> None:
     assert ports == {"127.0.0.12"}
 
 
+async def test_member_streams_from_the_one_it_is_told_to(cluster: Cluster) -> None:
+    await apply_members(cluster, {"m3": {"upstream": "m2"}})
+    status = await eventually(
+        cluster.status,
+        lambda status: status["members"][2]["streaming_from"] == "m2" and status["phase"] == "Running",
+        within=30,
+        what="m3 streams from m2",
+    )
+    assert status["members"][2]["tags"] == {"upstream": "m2"}
+    assert status["ha"]["sync"]["names"] == ["m2"]
+
+
 async def test_switchover_comes_at_its_time_and_its_history_tells_each_step(cluster: Cluster) -> None:
     await apply_members(cluster, {})
     term = (await cluster.status())["ha"]["term"]
@@ -118,6 +130,18 @@ async def test_while_failover_is_paused_a_crashed_primary_stays_where_it_is(clus
         "paused",
         "resumed",
     ]
+
+
+async def test_primary_that_still_runs_is_stopped_before_the_forced_one_leads(cluster: Cluster) -> None:
+    await leads(cluster, "m1")
+    term = (await cluster.status())["ha"]["term"]
+    told = await cluster.actl("instance", "failover", INSTANCE, "--to", "m2", "--force", "--yes")
+    assert f"moorctl instance switchover {INSTANCE} --to m2" in told  # which would have lost nothing
+    assert told.endswith("instance demo/orders: m2 is primary\n")
+    await leads(cluster, "m2")
+    kinds = [(one["kind"], one["member"]) for one in await history(cluster) if one["term"] in (term, term + 1)]
+    assert kinds.index(("ordered", "m2")) < kinds.index(("released", "m1")) < kinds.index(("forced", "m2"))
+    await cluster.actl("instance", "switchover", INSTANCE, "--to", "m1")
 
 
 async def test_forced_failover_brings_back_what_no_election_can(cluster: Cluster) -> None:

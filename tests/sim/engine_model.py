@@ -26,6 +26,7 @@ ENTRY_BYTES = 100
 UNRESPONSIVE_AFTER_S = 2.0
 RELOAD_S = 0.1  # for so long after a change of the sync setting commits may still be released by the old one
 RECONNECT_S = 0.3
+LONG_START = 0.01  # share of the starts that take longer than is waited for, and succeed after all
 
 
 @dataclass(slots=True)
@@ -61,6 +62,11 @@ class Stream:
     open: bool = True
     begun: bool = False  # the replica listens
 
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            self.replica.lost(self)
+
 
 @dataclass(slots=True)
 class Commit:
@@ -72,6 +78,7 @@ class Engine:
     """One member's engine. Requests come as messages to its process; the agent beside it calls the other methods."""
 
     def __init__(self, world: World, host: Host, member: str, network: Network, checkers: Checkers) -> None:
+        self.label = f"{checkers.label}{member}"
         self.world = world
         self.host = host
         self.member = member
@@ -150,7 +157,8 @@ class Engine:
 
     def initialise(self, system_id: str) -> Work:
         yield self.process_of_agent.sleep(self.world.rng.uniform(0.3, 1.0))
-        self.data, self.usable, self.crashed = Data(system_id), True, False
+        # As in life, a log is never empty: what made the data is in it.
+        self.data, self.usable, self.crashed = Data(system_id, wal=["initdb"], flushed=1), True, False
 
     def start(self) -> Work:
         """As whatever the data directory is set up to be."""
@@ -167,8 +175,8 @@ class Engine:
         self.accepting_at = self.world.now + took
         self.process.later(took, self._reconnect)
         yield self.process_of_agent.sleep(took + 0.02)
-        if not self.running:
-            raise Failure("the engine ended while it started")
+        if not self.process.alive or self.world.rng.random() < LONG_START:
+            raise Failure("the engine does not come up in time")
 
     def start_replica(self, upstream: str) -> Work:
         if self.data is not None:
@@ -208,7 +216,13 @@ class Engine:
         self._close()
         self.on_death()
 
-    def promote(self) -> Work:
+    def lose_data(self) -> None:
+        """The disk is gone, or was emptied."""
+        self.end(crashed=False)
+        self.data, self.usable, self.crashed = None, True, False
+        self.checkers.wal_changed(self)
+
+    def promote(self, *, above: int = 0) -> Work:
         yield self.process_of_agent.sleep(self.world.rng.uniform(0.05, 0.3))
         if not self.running or self.data is None or self.process.paused:
             raise Failure("the engine does not promote")
@@ -216,10 +230,11 @@ class Engine:
         if data.standby:
             self._leave()
             data.history = (*data.history, (data.timeline, len(data.wal)))
-            data.timeline += 1
+            data.timeline = max(data.timeline, above) + 1
             data.standby = False
             data.flushed = len(data.wal)
-            self.world.note(f"{self.member} is primary on timeline {data.timeline} at {len(data.wal)}")
+            self._ship()  # who streams from here goes on, on the new timeline
+            self.world.note(f"{self.label} is primary on timeline {data.timeline} at {len(data.wal)}")
 
     def follow(self, upstream: str) -> None:
         if self.upstream != upstream:
@@ -235,11 +250,11 @@ class Engine:
             if self.process.alive:
                 self.process.soon(self._release)
 
-    def clone(self, source: Engine) -> Work:
-        self._admitted(source)
+    def clone(self, source: Engine, *, by_replica: bool = False) -> Work:
+        self._admitted(source, by_replica=by_replica)
         self.usable = False
         yield self.process_of_agent.sleep(self.world.rng.uniform(0.5, 2.0))
-        data = self._admitted(source)
+        data = self._admitted(source, by_replica=by_replica)
         self.data = data.copy()
         self.data.standby, self.usable, self.crashed = True, True, False
         self.checkers.wal_changed(self)
@@ -269,13 +284,20 @@ class Engine:
 
     process_of_agent: Process
 
-    def _admitted(self, source: Engine) -> Data:
+    def _admitted(self, source: Engine, *, by_replica: bool = False) -> Data:
         """The source's data, if it is a primary in reach that knows this member."""
         reachable = self.network.passes(self.host.name, source.host.name)
-        if not reachable or not source.is_primary or source.process.paused or self.member not in source.peers:
+        serves = source.running if by_replica else source.is_primary
+        if not reachable or not serves or source.process.paused or self.member not in source.peers:
             raise Failure(f"{source.member} does not let {self.member} copy its data")
-        assert source.data is not None, "a primary has data"
+        assert source.data is not None, "it has data"
         return source.data
+
+    def ask_leave(self, leader: Engine) -> Work:
+        """Of the leader, to copy from another member: it lets in whom it knows."""
+        self._admitted(leader)
+        yield self.process_of_agent.sleep(0.01)
+        self._admitted(leader)
 
     # --- writes ---
 
@@ -330,15 +352,15 @@ class Engine:
 
     def _accept(self, replica: Engine, timeline: int, length: int, reply: Reply) -> None:
         data = self.data
-        if not self.is_primary or data is None or replica.member not in self.peers:
-            reply(Failure("not a primary, or not known here"))
+        if not self.running or data is None or replica.member not in self.peers:
+            reply(Failure("does not run, or knows nobody of this name"))
             return
         if not data.contains(timeline, length) or length > data.flushed:
             reply(Failure("the requested position is not in this history"))
             return
         before = self._streams.get(replica.member)
         if before is not None:
-            before.open = False
+            before.close()
         stream = Stream(self, replica, sent=length, flushed=length)
         self._streams[replica.member] = stream
         reply(stream)
@@ -351,7 +373,7 @@ class Engine:
     def _send(self, stream: Stream) -> None:
         data = self.data
         assert data is not None, "a primary has data"
-        replica, life = stream.replica, stream.replica.process.life
+        replica = stream.replica
         if not self.network.passes(self.host.name, replica.host.name):
             self._break(stream)
             return
@@ -359,25 +381,20 @@ class Engine:
         stream.sent = max(stream.sent, data.flushed)
         timeline, history, written = data.timeline, data.history, len(data.wal)
         stream.until = max(stream.until, self.world.now + self.network.delay())
-
-        def arrive() -> None:
-            if not stream.open or replica.process.life != life:
-                return
-            if not self.network.passes(self.host.name, replica.host.name):
-                self._break(stream)
-                return
-            replica.process.soon(lambda: replica.receive(stream, start, entries, timeline, history, written))
-
-        self.world.at(stream.until - self.world.now, arrive)
+        self.world.push(
+            stream.until - self.world.now,
+            replica.process,
+            lambda: replica.receive(stream, start, entries, timeline, history, written),
+        )
 
     def begin(self, stream: Stream) -> None:
-        if stream.open and self.is_primary:
+        if stream.open and self.running:
             stream.begun = True
             self._send(stream)
 
     def _break(self, stream: Stream) -> None:
         """A connection over a cut network is noticed after a while."""
-        self.world.at(self.world.rng.uniform(0.2, 3.0), lambda: setattr(stream, "open", False))
+        self.world.at(self.world.rng.uniform(0.2, 3.0), stream.close)
 
     def confirm(self, stream: Stream, length: int) -> None:
         """A replica has flushed so much."""
@@ -388,15 +405,15 @@ class Engine:
     # --- streaming, the replica's side ---
 
     def _reconnect(self) -> None:
-        """The walreceiver's loop."""
-        if self._connecting:
-            return
+        """The walreceiver connects until it is connected, or has nobody to connect to."""
         standby = self.data is not None and self.data.standby
         connected = self._source is not None and self._source.open
-        if self.running and standby and self.upstream and not connected:
+        if self._connecting or connected or not standby or not self.upstream:
+            return
+        if self.running:
             self._connecting = True
             self.process.spawn(self._connect(self.upstream), self._connected)
-        elif self.process.alive and standby:
+        else:
             self.process.later(RECONNECT_S, self._reconnect)
 
     def _connect(self, upstream: str) -> Work:
@@ -412,7 +429,7 @@ class Engine:
         if isinstance(answer, Failure):
             return None
         if upstream != self.upstream or not data.standby:
-            answer.open = False
+            answer.close()
             return None
         self.checkers.joined(self, source, length)
         self._source = answer
@@ -421,7 +438,7 @@ class Engine:
 
     def _connected(self, _result: Any) -> None:
         self._connecting = False
-        if self.process.alive:
+        if self._source is None or not self._source.open:
             self.process.later(RECONNECT_S, self._reconnect)
 
     def receive(
@@ -444,14 +461,20 @@ class Engine:
             self.checkers.received(self, entries)
             source, length = stream.primary, len(data.wal)
             self.network.stream(self.host.name, source.process, lambda: source.confirm(stream, length))
+        self._ship()  # to those that stream from here
 
     def _leave(self) -> None:
-        if self._source is not None:
-            self._source.open = False
-        self._source = None
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+    def lost(self, stream: Stream) -> None:
+        """The connection to the primary has ended; the walreceiver tries again after a while."""
+        if stream is self._source:
+            self.process.later(RECONNECT_S, self._reconnect)
 
     def _close(self) -> None:
-        for stream in self._streams.values():
-            stream.open = False
+        for stream in list(self._streams.values()):
+            stream.close()
         self._leave()
         self._commits = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from hub.etcd import txns
 from tests.sim.world import Host, Process, World
@@ -93,6 +94,7 @@ class Etcd:
         self.hung_leader = False  # keepalives are answered by an old leader
         self.watchers: list[Callable[[list[Change]], None]] = []
         self.on_change: list[Callable[[list[Change]], None]] = []  # the checkers', at once and of everything
+        self.assembled: dict[Any, tuple[int, Any]] = {}  # what hubs made of it: (revision, view)
         self._leases: dict[int, tuple[float, float]] = {}  # id -> ttl, end on the etcd leader's clock
         self._next_lease = 1000
 
@@ -139,20 +141,29 @@ class Etcd:
     def start(self) -> None:
         self.process.start()
         self.change_leader()
+        for lease_id, (ttl_s, _) in self._leases.items():
+            self._look_later(lease_id, ttl_s)
 
     # --- inside ---
 
     def _set_end(self, lease_id: int, ttl_s: float) -> None:
-        end = self.process.host.now() + ttl_s
-        self._leases[lease_id] = (ttl_s, end)
+        known = lease_id in self._leases
+        self._leases[lease_id] = (ttl_s, self.process.host.now() + ttl_s)
+        if not known:
+            self._look_later(lease_id, ttl_s)
+
+    def _look_later(self, lease_id: int, delay_s: float) -> None:
         late_s = self.world.rng.uniform(0.0, 0.5)  # etcd looks twice a second
+        self.process.later(delay_s + late_s, lambda: self._look(lease_id))
 
-        def look() -> None:
-            if self._leases.get(lease_id) == (ttl_s, end):
-                del self._leases[lease_id]
-                self._tell(self.store.expire(lease_id))
-
-        self.process.later(ttl_s + late_s, look)
+    def _look(self, lease_id: int) -> None:
+        _, end = self._leases[lease_id]
+        left_s = end - self.process.host.now()
+        if left_s > 0.0:
+            self._look_later(lease_id, left_s)
+            return
+        del self._leases[lease_id]
+        self._tell(self.store.expire(lease_id))
 
     def _tell(self, changes: list[Change]) -> None:
         if not changes:

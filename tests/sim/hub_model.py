@@ -7,7 +7,7 @@ sender has given up meanwhile.
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -23,12 +23,13 @@ from core.records import (
     LeadershipChange,
     MemberDesired,
     NodeRecord,
+    NodeState,
     ObservedMember,
     SyncRecord,
     to_json,
 )
 from hub.etcd import keys, txns
-from hub.judges.assemble import instance_view, places
+from hub.judges.assemble import Places, instance_view, places
 from tests.sim.etcd_model import Change, Entry, Etcd, LeaseGoneError
 from tests.sim.network import Network, Reply
 from tests.sim.world import Failure, Host, Process, Signal, Work, World
@@ -52,8 +53,25 @@ def parse(kind: type[T], value: bytes) -> T:
     return found
 
 
-def member_ref(member: str) -> MemberRef:
-    return MemberRef(REF, MemberName(member))
+def member_ref(member: str, ref: InstanceRef = REF) -> MemberRef:
+    return MemberRef(ref, MemberName(member))
+
+
+@functools.cache
+def parse_key(key: str) -> tuple[str, Any]:
+    """The kind of record under a key, and under which key the mirror keeps it."""
+    parsed = keys.parse(key)
+    assert parsed is not None, key
+    match parsed.kind, parsed.parts:
+        case ("nodes" | "silent") as kind, (node,):
+            return kind, node
+        case ("leader" | "ha") as kind, (ref,):
+            return kind, InstanceRef.from_key(ref)
+        case ("members" | "observed") as kind, (node, member):
+            return kind, (node, MemberRef.from_key(member))
+        case "ballots", (ref, _term, member):
+            return "ballots", (InstanceRef.from_key(ref), member)
+    raise AssertionError(f"the model of the hub does not know {key}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +96,23 @@ class Mirror:
 
     def apply(self, change: Change) -> None:
         entry = change.entry
-        parsed = keys.parse(change.key)
-        assert parsed is not None, change.key
-        match parsed.kind, parsed.parts:
-            case "nodes", (node,):
-                self._put(self.nodes, node, NodeRecord, entry)
-            case "leader", (_,):
-                self._put(self.leaders, REF, LeaderRecord, entry)
-            case "ha", (_,):
-                self._put(self.ha, REF, HaRecord, entry)
-            case "members", (node, ref):
-                self._put(self.members, (node, MemberRef.from_key(ref)), MemberDesired, entry)
-            case "observed", (node, ref):
-                self._put(self.observed, (node, MemberRef.from_key(ref)), ObservedMember, entry)
-            case "ballots", (_, _term, member):
-                self._put_ballot(member, entry)
-            case "silent", (node,):
-                (self.silent.discard if entry is None else self.silent.add)(node)
-            case _:
-                raise AssertionError(f"the model of the hub does not know {change.key}")
+        kind, key = parse_key(change.key)
+        match kind:
+            case "nodes":
+                self._put(self.nodes, key, NodeRecord, entry)
+            case "leader":
+                self._put(self.leaders, key, LeaderRecord, entry)
+            case "ha":
+                self._put(self.ha, key, HaRecord, entry)
+            case "members":
+                self._put(self.members, key, MemberDesired, entry)
+            case "observed":
+                self._put(self.observed, key, ObservedMember, entry)
+            case "ballots":
+                # One term's ballots at a time: an older one of the same member was replaced.
+                self._put(self.ballots.setdefault(key[0], {}), key[1], Ballot, entry)
+            case "silent":
+                (self.silent.discard if entry is None else self.silent.add)(key)
         if entry is not None:
             self.revision = max(self.revision, entry.mod_revision)
 
@@ -106,20 +122,31 @@ class Mirror:
         else:
             where[key] = Versioned(parse(kind, entry.value), entry.mod_revision, entry.create_revision)
 
-    def _put_ballot(self, member: str, entry: Entry | None) -> None:
-        cast = self.ballots.setdefault(REF, {})
-        if entry is not None:
-            self._put(cast, member, Ballot, entry)
-        else:
-            cast.pop(member, None)  # one term's ballots at a time: an older one of the same member was replaced
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A heartbeat's answer: the renewal, and who leads each of the node's instances, in which term, how long still."""
+
+    renewal: str  # confirmed, unconfirmed, gone; empty = there was no lease to renew
+    leaders: dict[str, tuple[int, str, float]]
 
 
 @dataclass(slots=True)
 class Held:
-    """A poll that waits for news."""
+    """A poll that waits for news, for HOLD_S at most."""
 
-    known: InstanceView | None
+    hub: Hub
+    node: str
+    known: NodeState | None
     reply: Reply
+    done: bool = False
+
+    def answer(self, state: NodeState) -> None:
+        self.done = True
+        self.reply(state)
+
+    def expire(self) -> None:
+        self.answer(self.hub.state(self.node))
 
 
 class Hub:
@@ -134,6 +161,7 @@ class Hub:
         self.lag_s = 0.0  # of the watch, beside the network's own delay
         self.heard: dict[str, float] = {}  # node -> true time
         self.trusts_keepalive = False  # a mutation: renewals count without comparing raft terms
+        self.trusts_answer = False  # a mutation: renewals count without any read after them
         self._watch_until = 0.0
         etcd.watchers.append(self._watched)
         self.start()
@@ -142,93 +170,121 @@ class Hub:
         self.process.start()
         self.mirror = Mirror()
         self.news = Signal(self.process)
-        self._view: InstanceView | None = None
+        self._views: dict[InstanceRef, InstanceView | None] = {}
+        self._states: dict[str, NodeState] = {}
         self._held: list[Held] = []
         self._leases: dict[int, float] = {}  # until when a lease that was renewed here lasts, on this host's clock
         self._ballot_leases: dict[str, tuple[int, float]] = {}
         for key, entry in self.etcd.store.entries.items():
             self.mirror.apply(Change(key, entry))
         self.mirror.revision = self.etcd.store.revision
+        self._places: Places = places(self.mirror.members)
+        self._instances: dict[str, list[InstanceRef]] = {}
         self.heard.clear()
 
     # --- mirror ---
 
     def _watched(self, changes: list[Change]) -> None:
         """Events come in order, later than they happened."""
+        if not self.process.alive:
+            return
         revision = self.etcd.store.revision
         at = max(self._watch_until, self.world.now + self.world.rng.uniform(0.0005, 0.004) + self.lag_s)
         self._watch_until = at
-        process, life = self.process, self.process.life
-
-        def arrive() -> None:
-            if process.life == life:
-                process.soon(lambda: self._apply(changes, revision))
-
-        self.world.at(at - self.world.now, arrive)
+        self.world.push(at - self.world.now, self.process, lambda: self._apply(changes, revision))
 
     def _apply(self, changes: list[Change], revision: int) -> None:
+        before = len(self.mirror.members)
         for change in changes:
             self.mirror.apply(change)
         self.mirror.revision = max(self.mirror.revision, revision)
-        self._view = None
+        if len(self.mirror.members) != before:
+            self._places = places(self.mirror.members)
+            self._instances.clear()
+        self._views.clear()
+        self._states.clear()
         self.news.set()
         self.news.clear()
-        view = self.view()
         held, self._held = self._held, []
         for poll in held:
-            if poll.known != view:
-                poll.reply(view)
+            if poll.done:
+                continue
+            if poll.known != (state := self.state(poll.node)):
+                poll.answer(state)
             else:
                 self._held.append(poll)
 
-    def view(self) -> InstanceView:
-        if self._view is None:
-            view = instance_view(self.mirror, places(self.mirror.members), REF)
-            assert view is not None, "the instance is placed"
-            self._view = view
-        return self._view
+    def state(self, node: str) -> NodeState:
+        """What `hub.judges.assemble.assemble` makes of the mirror, without secrets; views are shared by the nodes."""
+        found = self._states.get(node)
+        if found is None:
+            refs = self._places.on_node.get(node, ())
+            views = [self._view(ref) for ref in self._instances_on(node)]
+            found = self._states[node] = NodeState(
+                members=tuple(self.mirror.members[node, ref].record for ref in refs),
+                views=tuple(view for view in views if view is not None),
+            )
+        return found
 
-    def _present(self) -> tuple[Versioned | None, Versioned]:
-        return self.mirror.leaders.get(REF), self.mirror.ha[REF]
+    def _instances_on(self, node: str) -> list[InstanceRef]:
+        found = self._instances.get(node)
+        if found is None:
+            refs = self._places.on_node.get(node, ())
+            found = self._instances[node] = list(dict.fromkeys(ref.instance for ref in refs))
+        return found
+
+    def _view(self, ref: InstanceRef) -> InstanceView | None:
+        """All hubs assemble the same from the same revision, so one of them does it for both."""
+        if ref not in self._views:
+            shared = self.etcd.assembled
+            found = shared.get(ref)
+            if found is None or found[0] != self.mirror.revision:
+                found = shared[ref] = (self.mirror.revision, instance_view(self.mirror, self._places, ref))
+            self._views[ref] = found[1]
+        return self._views[ref]
+
+    def _present(self, ref: InstanceRef) -> tuple[Versioned | None, Versioned]:
+        return self.mirror.leaders.get(ref), self.mirror.ha[ref]
 
     # --- calls of agents ---
 
-    def poll(self, known: InstanceView | None, reply: Reply) -> None:
-        view = self.view()
-        if view != known:
-            reply(view)
+    def poll(self, node: str, known: NodeState | None, reply: Reply) -> None:
+        state = self.state(node)
+        if state != known:
+            reply(state)
             return
-        held = Held(known, reply)
+        held = Held(self, node, known, reply)
         self._held.append(held)
-
-        def enough() -> None:
-            if held in self._held:
-                self._held.remove(held)
-                reply(self.view())
-
-        self.process.later(HOLD_S, enough)
+        self.process.limit(HOLD_S, held)
 
     def heartbeat(self, node: str, lease_id: int, reply: Reply) -> None:
         self.heard[node] = self.world.now
-        self.process.spawn(self._heartbeat(lease_id), reply)
+        self.process.spawn(self._heartbeat(node, lease_id), reply)
 
     def acquire(
-        self, member: str, node: str, after_term: int, lease_id: int, change: LeadershipChange, reply: Reply
+        self, me: MemberRef, node: str, after_term: int, lease_id: int, change: LeadershipChange, reply: Reply
     ) -> None:
-        self.process.spawn(self._acquire(member, node, after_term, lease_id, change), reply)
+        self.process.spawn(self._acquire(me, node, after_term, lease_id, change), reply)
 
-    def release(self, member: str, term: int, handover: str, change: LeadershipChange, reply: Reply) -> None:
-        self.process.spawn(self._release(member, term, handover, change), reply)
+    def release(self, me: MemberRef, term: int, handover: str, change: LeadershipChange, reply: Reply) -> None:
+        self.process.spawn(self._release(me, term, handover, change), reply)
 
-    def cast_ballot(self, ballot: Ballot, reply: Reply) -> None:
-        self.process.spawn(self._cast_ballot(ballot), reply)
+    def cast_ballot(self, ref: InstanceRef, ballot: Ballot, reply: Reply) -> None:
+        self.process.spawn(self._cast_ballot(ref, ballot), reply)
 
-    def update(self, member: str, term: int, change: Callable[[HaRecord], HaRecord | None], reply: Reply) -> None:
-        self.process.spawn(self._update(member, term, change), reply)
+    def update(self, me: MemberRef, term: int, change: Callable[[HaRecord], HaRecord | None], reply: Reply) -> None:
+        self.process.spawn(self._update(me, term, change), reply)
 
-    def report(self, observed: ObservedMember, reply: Reply) -> None:
-        key = keys.observed(observed.node, member_ref(observed.member))
-        self.process.spawn(self._put(key, to_json(observed)), reply)
+    def report(self, ref: InstanceRef, observed: ObservedMember, reply: Reply) -> None:
+        """Of a member that is not wanted any more nothing is written."""
+        member = keys.member(observed.node, member_ref(observed.member, ref))
+        key = keys.observed(observed.node, member_ref(observed.member, ref))
+        known = self.mirror.members.get((observed.node, member_ref(observed.member, ref)))
+        if known is None:
+            reply(False)
+            return
+        txn = txns.all_of([txns.CreatedIs(member, known.create_revision)], [txns.Put(key, to_json(observed))])
+        self.process.spawn(self._ask_etcd(lambda: self.etcd.commit(txn)), reply)
 
     # --- as transactions ---
 
@@ -241,7 +297,9 @@ class Hub:
             except LeaseGoneError as gone:
                 reply(gone)
 
-        answer = yield self.network.call(self.process, self.etcd.process, handler, timeout_s=ETCD_TIMEOUT_S)
+        answer = yield self.network.call(
+            self.process, self.etcd.process, handler, timeout_s=ETCD_TIMEOUT_S, repeatable=False
+        )
         return answer
 
     def _commit(self, txn: txns.Txn) -> Work:
@@ -262,36 +320,39 @@ class Hub:
             raise Failure("the mirror does not catch up")
         return succeeded
 
-    def _is_current(self, leader: Versioned | None, ha: Versioned) -> Work:
+    def _is_current(self, ref: InstanceRef, leader: Versioned | None, ha: Versioned) -> Work:
         revision = leader.mod_revision if leader else 0
-        same = [txns.ModIs(keys.leader(REF), revision), txns.ModIs(keys.ha(REF), ha.mod_revision)]
+        same = [txns.ModIs(keys.leader(ref), revision), txns.ModIs(keys.ha(ref), ha.mod_revision)]
         return (yield from self._commit(txns.all_of(same, [])))
 
-    def _acquire(self, member: str, node: str, after_term: int, lease_id: int, change: LeadershipChange) -> Work:
+    def _acquire(self, me: MemberRef, node: str, after_term: int, lease_id: int, change: LeadershipChange) -> Work:
         """(term, lease) when acquired, else None."""
-        lease = 0
+        lease, ref = 0, me.instance
         for _ in range(ROUNDS):
-            leader, ha = self._present()
-            if leader is not None and _is(leader.record, member, after_term + 1):
-                renewed = yield from self._renew(leader.record.lease_id)
+            leader, ha = self._present(ref)
+            if leader is not None and _is(leader.record, me, after_term + 1):
+                renewed = yield from self._renew(leader.record.lease_id, [ref])
                 return (leader.record.term, leader.record.lease_id) if renewed == "confirmed" else None
             if leader is not None or ha.record.term != after_term:
-                if (yield from self._is_current(leader, ha)):
+                if (yield from self._is_current(ref, leader, ha)):
                     return None
                 continue
             lease = lease or (yield from self._fresh_lease(lease_id))
             txn = txns.acquire(
-                REF,
+                ref,
                 ha=ha.record,
                 ha_revision=ha.mod_revision,
-                member=member,
+                member=me.member,
                 node=node,
                 lease_id=lease,
                 change=change,
                 node_revision=self.mirror.nodes[node].mod_revision,
             )
-            if (yield from self._commit(txn)) is True:
+            acquired = yield from self._commit(txn)
+            if acquired is True:
                 return after_term + 1, lease
+            if isinstance(acquired, LeaseGoneError):
+                lease = 0
         return None
 
     def _fresh_lease(self, lease_id: int) -> Work:
@@ -301,16 +362,17 @@ class Hub:
                 return lease_id
         return (yield from self._ask_etcd(lambda: self.etcd.grant(self.ttl_s)))
 
-    def _release(self, member: str, term: int, handover: str, change: LeadershipChange) -> Work:
+    def _release(self, me: MemberRef, term: int, handover: str, change: LeadershipChange) -> Work:
+        ref = me.instance
         for _ in range(ROUNDS):
-            leader, ha = self._present()
-            if leader is None or not _is(leader.record, member, term):
-                if (yield from self._is_current(leader, ha)):
+            leader, ha = self._present(ref)
+            if leader is None or not _is(leader.record, me, term):
+                if (yield from self._is_current(ref, leader, ha)):
                     return False
                 continue
             noted = replace(ha.record, history=(*ha.record.history, change)[-HISTORY_MAX:])
             txn = txns.release(
-                REF,
+                ref,
                 leader=leader.record,
                 leader_revision=leader.mod_revision,
                 ha=noted,
@@ -321,18 +383,18 @@ class Hub:
                 return True
         return False
 
-    def _cast_ballot(self, ballot: Ballot) -> Work:
+    def _cast_ballot(self, ref: InstanceRef, ballot: Ballot) -> Work:
         for _ in range(ROUNDS):
-            leader, ha = self._present()
+            leader, ha = self._present(ref)
             if leader is not None or ha.record.term + 1 != ballot.term:
-                if (yield from self._is_current(leader, ha)):
+                if (yield from self._is_current(ref, leader, ha)):
                     return False
                 continue
             lease_id, granted_at = self._ballot_leases.get(ballot.node, (0, 0.0))
             if not lease_id or self.process.host.now() - granted_at > BALLOT_TTL_S / 2:
                 lease_id = yield from self._ask_etcd(lambda: self.etcd.grant(BALLOT_TTL_S))
                 self._ballot_leases[ballot.node] = (lease_id, self.process.host.now())
-            txn = txns.cast_ballot(REF, ballot=ballot, ha_revision=ha.mod_revision, lease_id=lease_id)
+            txn = txns.cast_ballot(ref, ballot=ballot, ha_revision=ha.mod_revision, lease_id=lease_id)
             cast = yield from self._commit(txn)
             if cast is True:
                 return True
@@ -340,54 +402,67 @@ class Hub:
                 self._ballot_leases.pop(ballot.node, None)
         return False
 
-    def _update(self, member: str, term: int, change: Callable[[HaRecord], HaRecord | None]) -> Work:
+    def _update(self, me: MemberRef, term: int, change: Callable[[HaRecord], HaRecord | None]) -> Work:
+        ref = me.instance
         for _ in range(ROUNDS):
-            leader, ha = self._present()
-            if leader is None or not _is(leader.record, member, term):
-                if (yield from self._is_current(leader, ha)):
+            leader, ha = self._present(ref)
+            if leader is None or not _is(leader.record, me, term):
+                if (yield from self._is_current(ref, leader, ha)):
                     return False
                 continue
             next_ha = change(ha.record)
             if next_ha is None or next_ha == ha.record:
-                if (yield from self._is_current(leader, ha)):
+                if (yield from self._is_current(ref, leader, ha)):
                     return next_ha is not None
                 continue
             txn = txns.update_ha(
-                REF, leader_created=leader.create_revision, ha_revision=ha.mod_revision, next_ha=next_ha
+                ref, leader_created=leader.create_revision, ha_revision=ha.mod_revision, next_ha=next_ha
             )
             if (yield from self._commit(txn)) is True:
                 return True
         return False
 
-    def _put(self, key: str, value: bytes) -> Work:
-        return (yield from self._ask_etcd(lambda: self.etcd.commit(txns.all_of([], [txns.Put(key, value)]))))
-
     # --- heartbeats ---
 
-    def _heartbeat(self, lease_id: int) -> Work:
-        """(renewal, term, member, remaining_s): the hub's whole answer."""
+    def _heartbeat(self, node: str, lease_id: int) -> Work:
+        """The hub's whole answer."""
+        refs = self._instances_on(node)
+        renewal = ""
+        leaders: dict[str, tuple[int, str, float]] = {}
         try:
-            renewal = (yield from self._renew(lease_id)) if lease_id else ""
+            if lease_id:
+                renewal = "unconfirmed"
+                renewal = yield from self._renew(lease_id, refs)
+            for ref in refs:
+                yield from self._look_up(ref)
         except Failure:
-            renewal = "unconfirmed"
-        leader = self.mirror.leaders.get(REF)
-        if leader is None:
-            return renewal, 0, "", 0.0
-        try:
-            remaining_s = yield from self._remaining(leader)
-        except Failure:
-            remaining_s = 0.0
-        return renewal, leader.record.term, leader.record.member, remaining_s
+            pass
+        now = self.process.host.now()
+        for ref in refs:
+            leader = self.mirror.leaders.get(ref)
+            if leader is not None:
+                left_s = max(0.0, self._leases.get(leader.record.lease_id, 0.0) - now)
+                leaders[ref.instance] = (leader.record.term, leader.record.member, left_s)
+        return Told(renewal, leaders)
 
-    def _renew(self, lease_id: int) -> Work:
+    def _renew(self, lease_id: int, refs: list[InstanceRef]) -> Work:
+        """As `hub.leases` does it: only a read that was begun after the keepalive's answer confirms."""
+        compares = [
+            txns.CreatedIs(keys.leader(ref), leader.create_revision)
+            for ref in refs
+            if (leader := self.mirror.leaders.get(ref)) is not None and leader.record.lease_id == lease_id
+        ]
+        if not compares:
+            left_s = yield from self._ask_etcd(lambda: self.etcd.time_to_live(lease_id))
+            return "unconfirmed" if left_s > 0 else "gone"
         started = self.process.host.now()
         raft_term = yield from self._ask_etcd(lambda: self.etcd.keepalive(lease_id))
         if isinstance(raft_term, LeaseGoneError):
             self._leases.pop(lease_id, None)
             return "gone"
-        leader = self.mirror.leaders.get(REF)
-        carried = leader is not None and leader.record.lease_id == lease_id
-        compares = [txns.CreatedIs(keys.leader(REF), leader.create_revision)] if carried and leader else []
+        if self.trusts_answer:
+            self._leases[lease_id] = started + self.ttl_s
+            return "confirmed"
 
         def read() -> tuple[bool, int]:
             return self.etcd.commit(txns.all_of(compares, [])), self.etcd.raft_term
@@ -398,34 +473,35 @@ class Hub:
         self._leases[lease_id] = started + self.ttl_s
         return "confirmed"
 
-    def _remaining(self, leader: Versioned) -> Work:
+    def _look_up(self, ref: InstanceRef) -> Work:
+        """How long a lease lasts that another hub renews, unless what is known is fresh."""
+        leader = self.mirror.leaders.get(ref)
+        if leader is None:
+            return
         lease_id = leader.record.lease_id
         now = self.process.host.now()
         until = self._leases.get(lease_id, 0.0)
         if until - now < self.ttl_s / 2:
             left_s = yield from self._ask_etcd(lambda: self.etcd.time_to_live(lease_id))
-            compare = txns.CreatedIs(keys.leader(REF), leader.create_revision)
+            compare = txns.CreatedIs(keys.leader(ref), leader.create_revision)
             there = yield from self._ask_etcd(lambda: self.etcd.commit(txns.all_of([compare], [])))
-            until = max(until, now + left_s) if there else 0.0
-        return max(0.0, until - self.process.host.now())
+            self._leases[lease_id] = max(until, now + left_s) if there else 0.0
 
 
-def _is(leader: LeaderRecord, member: str, term: int) -> bool:
-    return leader.member == member and leader.term == term
+def _is(leader: LeaderRecord, me: MemberRef, term: int) -> bool:
+    return leader.member == me.member and leader.term == term
+
+
+def seed_node(etcd: Etcd, name: str) -> None:
+    """What enrolling writes."""
+    node = NodeRecord(name=name, address=name, peer_port=1)
+    etcd.commit(txns.all_of([], [txns.Put(keys.node(name), to_json(node))]))
 
 
 def seed_etcd(etcd: Etcd, members: tuple[MemberDesired, ...], *, system: SyncRecord) -> None:
     """What the controllers write when an instance is placed."""
     puts: list[txns.Op] = []
-    for member in members:
-        node = NodeRecord(name=member.node, address=member.node, peer_port=1)
-        puts.append(txns.Put(keys.node(member.node), to_json(node)))
-        puts.append(txns.Put(keys.member(member.node, member_ref(member.member)), to_json(member)))
-    puts.append(txns.Put(keys.ha(REF), to_json(HaRecord(bootstrap=members[0].member, sync=system))))
+    ref = InstanceRef(members[0].project, members[0].instance)
+    puts += [txns.Put(keys.member(m.node, member_ref(m.member, ref)), to_json(m)) for m in members]
+    puts.append(txns.Put(keys.ha(ref), to_json(HaRecord(bootstrap=members[0].member, sync=system))))
     etcd.commit(txns.all_of([], puts))
-
-
-def record_in(etcd: Etcd, key: str) -> dict[str, Any] | None:
-    """The plain JSON under a key, for checkers."""
-    entry = etcd.store.entries.get(key)
-    return json.loads(entry.value) if entry else None

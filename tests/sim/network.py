@@ -1,11 +1,15 @@
-"""The simulated network: messages are delayed, reordered, lost, held up for seconds, and cut off between sides."""
+"""The simulated network: messages are delayed, reordered, lost, doubled, held up for seconds, and cut off between
+sides, in both directions or in one.
+
+A message that is on its way when a cut begins still arrives: that is the worse case.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from tests.sim.world import Failure, Process, Waiting, World, once
+from tests.sim.world import Failure, Process, Waiting, World
 
 Reply = Callable[[Any], None]
 
@@ -17,67 +21,114 @@ class Network:
         self.world = world
         self.loss = 0.0  # share of messages that never arrive
         self.slow = 0.0  # share of messages that are held up for up to SLOW_S
-        self._cuts: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self.twice = 0.0  # share of requests that are carried out twice, as a client that tries again makes them
+        self.late_until = 0.0  # true time by which everything that is on its way has arrived
+        self._cuts: dict[str, frozenset[tuple[str, str]]] = {}
+        self._blocked: frozenset[tuple[str, str]] = frozenset()
+        self._random = world.rng.random
 
     SLOW_S = 8.0
 
-    def cut(self, name: str, one: frozenset[str], other: frozenset[str]) -> None:
-        """Nothing passes between the two sets of hosts until healed."""
-        self._cuts[name] = (one, other)
+    def cut(self, name: str, one: frozenset[str], other: frozenset[str], *, one_way: bool = False) -> None:
+        """Nothing passes between the two sets of hosts until healed; `one_way`: only from `one` to `other`."""
+        pairs = {(source, target) for source in one for target in other}
+        back = set() if one_way else {(target, source) for source, target in pairs}
+        self._cuts[name] = frozenset(pairs | back)
+        self._blocked = frozenset().union(*self._cuts.values())
 
     def heal(self, name: str) -> None:
         self._cuts.pop(name, None)
+        self._blocked = frozenset().union(*self._cuts.values())
 
     def passes(self, source: str, target: str) -> bool:
-        return source == target or not any(
-            (source in one and target in other) or (source in other and target in one)
-            for one, other in self._cuts.values()
-        )
+        return not self._blocked or source == target or (source, target) not in self._blocked
 
     def delay(self) -> float:
-        rng = self.world.rng
-        if self.slow and rng.random() < self.slow:
-            return rng.uniform(0.1, self.SLOW_S)
-        if rng.random() < 0.02:
-            return rng.uniform(0.01, 0.1)
-        return rng.uniform(0.0003, 0.002)
+        dice = self._random()
+        if self.slow and self._random() < self.slow:
+            late = 0.1 + dice * (self.SLOW_S - 0.1)
+            self.late_until = max(self.late_until, self.world.now + late)
+            return late
+        if dice < 0.02:
+            return 0.01 + 4.5 * dice
+        return 0.0003 + 0.0017 * dice
 
     def send(self, source: str, target: Process, do: Callable[[], None]) -> None:
         """Let `do` happen in the target process, perhaps."""
-        if self.loss and self.world.rng.random() < self.loss:
+        if self.loss and self._random() < self.loss:
             return
-        if not self.passes(source, target.host.name):
+        if self._blocked and not self.passes(source, target.host.name):
             return
-        life = target.life
-
-        def arrive() -> None:
-            if target.alive and target.life == life and self.passes(source, target.host.name):
-                target.soon(do)
-
-        self.world.at(self.delay(), arrive)
+        if target.alive:
+            self.world.push(self.delay(), target, do)
 
     def stream(self, source: str, target: Process, do: Callable[[], None]) -> None:
         """A message on an open connection: late, but never lost unless the network is cut."""
-        self.world.at(
-            self.world.rng.uniform(0.0003, 0.002),
-            lambda: target.soon(do) if self.passes(source, target.host.name) else None,
-        )
+        if target.alive and self.passes(source, target.host.name):
+            self.world.push(0.0003 + 0.0017 * self._random(), target, do)
 
-    def call(self, caller: Process, target: Process, handler: Callable[[Reply], None], *, timeout_s: float) -> Waiting:
-        """Ask `target`: its answer, or Failure after `timeout_s` of the caller's clock, at once when nobody listens."""
+    def call(
+        self, caller: Process, target: Process, handler: Callable[[Reply], None], *, timeout_s: float,
+        repeatable: bool = True,
+    ) -> Waiting:  # fmt: skip
+        """Ask `target`: its answer, or Failure after `timeout_s` of the caller's clock, at once when nobody listens.
+        `repeatable`: it may be carried out twice."""
 
         def begin(resume: Callable[[Any], None]) -> None:
-            finish = once(resume)
-            life = caller.life
-
-            def reply(value: Any) -> None:
-                if caller.life == life:
-                    self.send(target.host.name, caller, lambda: finish(value))
-
-            if not target.alive and self.passes(caller.host.name, target.host.name):
-                caller.later(0.002, lambda: finish(Failure("refused")))
-                return
-            self.send(caller.host.name, target, lambda: handler(once(reply)))
-            caller.later(timeout_s, lambda: finish(Failure("timeout")))
+            Call(self, caller, target, handler, resume).begin(timeout_s, repeatable=repeatable)
 
         return begin
+
+
+class Call:
+    """A question on its way, being answered, or over. Late answers are dropped, the question's effects are not."""
+
+    __slots__ = ("_caller", "_handler", "_life", "_network", "_replied", "_resume", "_target", "_value", "done")
+
+    def __init__(
+        self, network: Network, caller: Process, target: Process, handler: Callable[[Reply], None], resume: Reply
+    ) -> None:
+        self._network = network
+        self._caller = caller
+        self._target = target
+        self._handler = handler
+        self._resume = resume
+        self._life = caller.life
+        self._replied = False
+        self._value: Any = None
+        self.done = False
+
+    def begin(self, timeout_s: float, *, repeatable: bool) -> None:
+        network, caller, target = self._network, self._caller, self._target
+        source = caller.host.name
+        if not target.alive and network.passes(source, target.host.name):
+            caller.later(0.002, self.refused)
+            return
+        network.send(source, target, self.arrive)
+        if repeatable and network.twice and network.world.rng.random() < network.twice:
+            network.send(source, target, self.arrive)
+        caller.limit(timeout_s, self)
+
+    def arrive(self) -> None:
+        self._handler(self.reply)
+
+    def reply(self, value: Any) -> None:
+        if self._replied:
+            return
+        self._replied, self._value = True, value
+        if self._caller.life == self._life:
+            self._network.send(self._target.host.name, self._caller, self.answer)
+
+    def answer(self) -> None:
+        self._finish(self._value)
+
+    def refused(self) -> None:
+        self._finish(Failure("refused"))
+
+    def expire(self) -> None:
+        self._finish(Failure("timeout"))
+
+    def _finish(self, value: Any) -> None:
+        if not self.done:
+            self.done = True
+            self._resume(value)

@@ -52,7 +52,7 @@ class Convergence:
 
     async def converge(self) -> bool:
         member, postmaster = self._member, self._postmaster
-        if postmaster.find() is None or postmaster.status != "ready":
+        if postmaster.find() is None or postmaster.status != "ready" or self._surroundings.owes:
             return False
         await asyncio.to_thread(self._kept.prune, filling=self._surroundings.filling)
         changed = await self._configuration.write()

@@ -11,7 +11,7 @@ import contextlib
 
 from agent.engines.base import EngineFacts, EngineSetup
 from agent.engines.files import remove_tree, write_owned
-from agent.engines.postgres import faults, initdb, passwords
+from agent.engines.postgres import faults, initdb, passwords, timelines
 from agent.engines.postgres.configuration import Configuration
 from agent.engines.postgres.control import ControlFile
 from agent.engines.postgres.converge import IN_FORCE_WITHIN_S, STATEMENT_S, Convergence, checkpoint, in_recovery
@@ -38,6 +38,7 @@ CATCH_UP_WAIT_S = 300.0
 PROMOTE_WITHIN_S = 60.0
 CHECKPOINT_AFTER_S = 0.5  # of a promotion: the commits that have waited for it go first
 STREAM_WAIT_S = 5.0
+STREAMS_LOOKS = 3
 NO_RECEIVER_FOR_S = 0.1
 DESTROY_STOP_S = 4.0
 RELEASE_WITHIN_S = 10.0
@@ -133,11 +134,11 @@ class PostgresEngine:
         member = self._member
         member.check_socket_path()
         self._surroundings.check_answers()
+        damaged = self._damaged or self._observer.lacks_log
         member.remember_peer(leader)
         await self._postmaster.stop()
         self._configuration.write_credentials()
         job = Rejoin(member, self._control, self._configuration, self._kept, leader)
-        damaged = self._damaged
         if anew:
             await job.copy_anew("had log of its own under the number of another's timeline")
         elif damaged is not None:
@@ -167,12 +168,14 @@ class PostgresEngine:
             if diagnosis is not None and diagnosis.cure is Cure.LOOK:
                 raise  # nothing is wrong with the data
             return f"did not start after it was brought back ({error.what})"
+        in_a_row = 0  # a stream that is refused shows as one for a moment
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STREAM_WAIT_S):
-                while not (await self.observe()).streaming:
+                while in_a_row < STREAMS_LOOKS:
+                    in_a_row = in_a_row + 1 if (await self.observe()).streaming else 0
                     if self._postmaster.lacks_log():
                         return f"needed log that {leader.member} no longer has"
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.03)
         return ""
 
     # --- starting -----------------------------------------------------------------------------------------------------
@@ -303,7 +306,7 @@ class PostgresEngine:
             if await in_recovery(session):
                 await self._ready_for_standbys(session)
 
-    async def promote(self, sync: SyncRecord | None = None) -> None:
+    async def promote(self, sync: SyncRecord | None = None, *, above: int = 0) -> None:
         member = self._member
         self._surroundings.check_room()  # a new timeline begins with writes
         async with member.session(within_s=STATEMENT_S) as session:
@@ -312,6 +315,7 @@ class PostgresEngine:
             await self._convergence.close(session, sync or closed_sync(member.desired))
             # Before it is the primary: standbys turn to it meanwhile, and one that is refused tries again only later.
             await self._ready_for_standbys(session)
+            timelines.pass_over(member, above)
             await session.rows("SELECT pg_promote(false)", within_s=STATEMENT_S)
 
             async def promoted() -> bool:

@@ -106,11 +106,14 @@ def classify(printed: str) -> Diagnosis | None:
     The evidence is the line that tells, without its time and process. Data is given up only for what ended a process.
     """
     lines = [line for line in _telling(printed) if not _HARMLESS.search(line)]
+    # The end of recovery asks another process for a checkpoint, and that one tells its failure as an error only.
+    asked = any(_level(line) in _GRAVE and "checkpoint request failed" in line for line in lines)
+    weighty = {"", *_GRAVE, *(("ERROR", "DETAIL") if asked else ())}
     for trouble, pattern in _COMPILED:
         for line in reversed(lines):
             if not pattern.search(line):
                 continue
-            if TOLD[trouble].cure is Cure.COPY and _level(line) not in {"", *_GRAVE}:
+            if TOLD[trouble].cure is Cure.COPY and _level(line) not in weighty:
                 continue
             return Diagnosis(trouble=trouble, evidence=plain(line))
     return None

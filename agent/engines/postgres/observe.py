@@ -215,6 +215,14 @@ class Observer:
             log.warning("engine_death_explained", member=member.subject, reason=why.trouble.value, why=why.evidence)
         return self._death[1]
 
+    @property
+    def lacks_log(self) -> Diagnosis | None:
+        """The running replica was last seen to need log that its primary no longer has."""
+        last = self._last
+        if last is None or last.state is not EngineState.RUNNING or not last.broken:
+            return None
+        return Diagnosis(trouble=Trouble.LOG_MISSING, evidence=f"{last.upstream} no longer has it")
+
     def _role_on_disk(self) -> Role:
         return Role.REPLICA if self._member.is_standby() else Role.PRIMARY
 

@@ -40,7 +40,7 @@ STOP_FAST_S = 30.0  # the shutdown checkpoint, and standbys that must hear of it
 STOP_IMMEDIATE_S = 5.0
 LINGER_S = 1.0  # the log collector ends by itself when the last writer has
 SWEEP_WITHIN_S = 2.0  # below what the keeper allows for a look
-KILL_WITHIN_S = 0.5
+KILL_WITHIN_S = 0.3  # while the disk is known not to answer: what can be killed is gone after milliseconds
 LOG_TAIL_BYTES = 32768
 _FIRST_WORDS = "starting PostgreSQL"
 EARLY_LOG_BYTES_MAX = 1 << 20  # what is printed before the engine's own log works; a few lines a start
@@ -245,11 +245,11 @@ class Postmaster:
         left behind doomed."""
         self.halts += 1
         process = self.find()
-        if process is not None:
+        if process is not None and not self._disk_silent():  # else it could not obey
             self._supervisor.send(process, signal.SIGQUIT)
             if await self._ended_within(process, within_s / 2):
                 await self._let_linger(within_s / 4)
-        await self.sweep(force=True, within_s=max(within_s / 2, KILL_WITHIN_S))
+        await self.sweep(force=True, within_s=KILL_WITHIN_S if self._disk_silent() else SWEEP_WITHIN_S)
         if self.doomed or self._disk_silent():
             return  # writing the label would wait for that disk
         with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from agent.engines.postgres.member import Member
 from agent.engines.troubles import Diagnosis, Trouble, TroubleError
 
 ROOM_EVERY_S = 1.0
-PROBES_A_BOUND = 3  # the disk is asked so often within the time that it may stay silent
+PROBES_A_BOUND = 4  # the disk is asked so often within the time that it may stay silent
 SILENT_LOOKS_S = 1.0  # a disk that has owed an answer for so long is not asked anything else
 CLOCK_BEHIND_S = 120.0  # pg_control was written later than now, by more than clocks of one machine differ
 NEEDED = ("postgres", "pg_controldata")
@@ -34,12 +34,10 @@ class Surroundings:
     def __init__(self, member: Member) -> None:
         setup = member.setup
         self._member = member
-        self._probe = DiskProbe(
-            member.paths.data,
-            run_as=setup.run_as,
-            now=setup.clock.now,
-            every_s=setup.disk_answers_within_s / PROBES_A_BOUND,
-        )
+        every_s = setup.disk_answers_within_s / PROBES_A_BOUND
+        self._probe = DiskProbe(member.paths.data, run_as=setup.run_as, now=setup.clock.now, every_s=every_s)
+        # The disk may have begun to hang right after its last answer.
+        self._silent_after_s = setup.disk_answers_within_s - every_s
         self._looked_at: float | None = None
         self._rooms: tuple[Diagnosis, ...] = ()
         self._clock: Diagnosis | None = None
@@ -52,7 +50,7 @@ class Surroundings:
         if not self._member.label.begun:
             self._probe.ask()
         now = self._member.setup.clock.now()
-        if self._probe.silent_s > SILENT_LOOKS_S:
+        if self.owes:
             return
         if self._looked_at is None or now - self._looked_at >= ROOM_EVERY_S:
             self._looked_at = now
@@ -89,12 +87,18 @@ class Surroundings:
         return Diagnosis(trouble=Trouble.CLOCK_WRONG, evidence="its data was written later than now")
 
     @property
+    def owes(self) -> bool:
+        """The disk has owed an answer for a while: what need not be written now is not."""
+        return self._probe.silent_s > SILENT_LOOKS_S
+
+    @property
     def silent(self) -> Diagnosis | None:
         """The disk has not answered for longer than it may."""
-        bound = self._member.setup.disk_answers_within_s
-        if self._probe.silent_s < bound:
+        if self._probe.silent_s < self._silent_after_s:
             return None
-        return Diagnosis(trouble=Trouble.DISK_SILENT, evidence=f"it has not answered for {bound:g} s or longer")
+        return Diagnosis(
+            trouble=Trouble.DISK_SILENT, evidence=f"it has not answered for {self._silent_after_s:g} s or longer"
+        )
 
     @property
     def full(self) -> Diagnosis | None:

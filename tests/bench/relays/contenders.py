@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -128,7 +127,7 @@ async def standing(name: str, place: Site, case: Case, other: Path = Path()) -> 
             with _pgbouncer(place, case) as theirs:
                 yield theirs
         case "haproxy":
-            with _haproxy(place) as theirs:
+            with _haproxy(place, case) as theirs:
                 yield theirs
         case _:
             raise ValueError(f"nobody is called {name!r}")
@@ -177,13 +176,14 @@ logfile = {folder}/pgbouncer.log
     for path in (folder, *folder.iterdir()):
         shutil.chown(path, place.server.data.owner(), place.server.data.group())
     with _program(folder, as_engine_user(str(PGBOUNCER), "-q", str(folder / "pgbouncer.ini"))) as process:
-        contender = Contender("pgbouncer", port, _family(process.pid))
+        contender = Contender("pgbouncer", port)
         _await_ready(contender, case, folder)
+        contender.processes = _family(process.pid)
         yield contender
 
 
 @contextmanager
-def _haproxy(place: Site) -> Iterator[Contender]:
+def _haproxy(place: Site, case: Case) -> Iterator[Contender]:
     if not HAPROXY.exists():
         raise Missing("haproxy is not installed: apt install haproxy")
     folder, port = _fresh(place.folder / "haproxy"), free_port()
@@ -201,8 +201,9 @@ listen engine
   server engine {ADDRESS}:{place.server.port}
 """)
     with _program(folder, [str(HAPROXY), "-db", "-f", str(folder / "haproxy.cfg")]) as process:
-        contender = Contender("haproxy", port, _family(process.pid))
-        _await_ready(contender, Case("simple", 1), folder)
+        contender = Contender("haproxy", port)
+        _await_ready(contender, case, folder)
+        contender.processes = _family(process.pid)
         yield contender
 
 
@@ -233,7 +234,6 @@ def _await_ready(contender: Contender, case: Case, folder: Path) -> None:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    time.sleep(0.2)  # a program may still be becoming another (setpriv), or have children to start
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 

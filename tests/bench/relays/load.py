@@ -12,8 +12,8 @@ import statistics
 import struct
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -51,13 +51,13 @@ async def measure(contender: Contender, case: Case, seconds: float) -> dict[str,
 async def _run_pgbench(contender: Contender, case: Case, seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="moorage-bench-") as folder:
         words = arguments(case, seconds, conninfo=contender.conninfo(case), log_prefix=f"{folder}/log")
-        async with _sampled(contender) as samples:
+        with _Meter(contender) as meter:
             said = await _said_by(str(BIN / "pgbench"), *words)
         outcome = read_outcome(said)
         logged = read_logs(line for file in Path(folder).iterdir() for line in file.read_text().splitlines())
     found = {"tps": outcome.tps, "p50_ms": logged.p50_ms, "p99_ms": logged.p99_ms}
     if contender.processes:
-        used_s = used_between(samples, logged.end - outcome.seconds, logged.end)
+        used_s = used_between(meter.samples, logged.end - outcome.seconds, logged.end)
         found["cpu_us_per_transaction"] = 1e6 * used_s / outcome.transactions
     return found
 
@@ -76,21 +76,29 @@ async def _said_by(*command: str) -> str:
     return output.decode(errors="replace")
 
 
-@asynccontextmanager
-async def _sampled(contender: Contender) -> AsyncIterator[list[tuple[float, float]]]:
-    """Time of day and processor seconds used so far, again and again."""
-    samples = [(time.time(), contender.cpu_s())]
+class _Meter:
+    """Looks at a contender's processor time again and again."""
 
-    async def sample() -> None:
-        while True:
-            await asyncio.sleep(SAMPLE_S)
-            samples.append((time.time(), contender.cpu_s()))
+    def __init__(self, contender: Contender) -> None:
+        self.samples: list[tuple[float, float]] = []  # time of day, seconds used so far
+        self._contender = contender
+        self._next: asyncio.TimerHandle | None = None
 
-    async with asyncio.TaskGroup() as group:
-        sampling = group.create_task(sample())
-        yield samples
-        sampling.cancel()
-    samples.append((time.time(), contender.cpu_s()))
+    def __enter__(self) -> _Meter:
+        self._look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._look_once()
+
+    def _look(self) -> None:
+        self._look_once()
+        self._next = asyncio.get_running_loop().call_later(SAMPLE_S, self._look)
+
+    def _look_once(self) -> None:
+        self.samples.append((time.time(), self._contender.cpu_s()))
 
 
 # --- logins -----------------------------------------------------------------------------------------------------------
@@ -105,6 +113,7 @@ class _Visitor(asyncio.Protocol):
         self.left = asyncio.Event()
         self._port = port
         self._began = 0.0
+        self._served = False
         self._buffer = b""
         self._scram: ScramClient | None = None
         self._transport: asyncio.Transport | None = None
@@ -112,10 +121,14 @@ class _Visitor(asyncio.Protocol):
     async def come(self, until: float) -> None:
         loop = asyncio.get_running_loop()
         while time.monotonic() < until and not self.failure:
-            self._began, self._buffer = time.monotonic(), b""
+            self._began, self._buffer, self._served = time.monotonic(), b"", False
             self.left.clear()
-            await loop.create_connection(lambda: self, ADDRESS, self._port)
-            await self.left.wait()
+            try:
+                await loop.create_connection(lambda: self, ADDRESS, self._port)
+            except OSError as error:
+                self.failure = str(error)
+            else:
+                await self.left.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -123,6 +136,8 @@ class _Visitor(asyncio.Protocol):
         self._transport.write(startup_packet(user="app", database="postgres"))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self._served and not self.failure:
+            self.failure = f"the connection ended during the login: {exc}"
         self.left.set()
 
     def data_received(self, data: bytes) -> None:
@@ -138,6 +153,7 @@ class _Visitor(asyncio.Protocol):
         assert self._transport is not None
         assert self._scram is not None
         if kind == b"Z":
+            self._served = True
             self.took_s.append(time.monotonic() - self._began)
             self._transport.write(b"X\0\0\0\4")
             self._transport.close()

@@ -154,6 +154,34 @@ CASES = [
         (Rejoin("m1"),),
     ),
     Case(
+        "a replica whose data is damaged takes the leader's at once, however long it was to wait for another start",
+        as_follower(engine=stopped(broken=True, failed=OperationKind.START, retry_at=NOW + 1e9)),
+        Reason.REJOINS_BROKEN,
+        (Rejoin("m1"),),
+    ),
+    Case(
+        "but not from a leader that is not up",
+        as_follower(engine=stopped(broken=True), instance=instance(members=NOT_UP)),
+        Reason.WAITS_FOR_LEADER,
+    ),
+    Case(
+        "and a rejoin that failed is paced",
+        as_follower(engine=stopped(broken=True, failed=OperationKind.REJOIN, retry_at=NOW + 5)),
+        Reason.RETRIES_LATER,
+    ),
+    Case(
+        "a replica that waits for room on its disk is never copied anew for that",
+        as_follower(engine=stopped(failed_starts=50, hindered=True)),
+        Reason.STARTS_REPLICA,
+        (StartReplica("m1"),),
+    ),
+    Case(
+        "a replica for which the leader no longer has the log takes its data at once",
+        as_follower(engine=replica(streaming=False, broken=True)),
+        Reason.REJOINS_BROKEN,
+        (Rejoin("m1"),),
+    ),
+    Case(
         "a starting replica is waited for",
         as_follower(engine=replica(state=EngineState.STARTING, streaming=False)),
         Reason.STARTS,
@@ -220,9 +248,20 @@ CASES = [
             instance=instance(members=LEADER_ON_2),
             not_streaming_since=NOW - 4,
             probed_at=NOW - 1,
+            probe_answered_at=NOW - 1,
         ),
         Reason.REJOINS_DIVERGED,
         (Rejoin("m1"),),
+    ),
+    Case(
+        "a question about its history that the leader did not answer proves nothing",
+        as_follower(
+            engine=replica(streaming=False, position=at(800, 3)),
+            instance=instance(members=LEADER_ON_2),
+            not_streaming_since=NOW - 4,
+            probed_at=NOW - 1,
+        ),
+        Reason.CONNECTS,
     ),
     Case(
         "a replica that a healthy leader does not feed for a minute takes its data anew",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.ha.election import Elected, Pending, Stuck, Verdict, could_succeed, elect, may_grant
+from agent.ha.election import Elected, Pending, Stuck, Verdict, could_succeed, elect, may_grant, why_not_succeeded
 from core.records import Ballot, HaRecord, LeadershipChange, PeerMember, SyncRecord
 from core.status import MemberState, Role
 from tests.support.builders import (
@@ -233,6 +233,19 @@ def test_a_leader_knows_whether_the_others_could_go_on(
     record: SyncRecord, members: tuple[PeerMember, ...], expected: bool
 ) -> None:
     assert could_succeed(ha(sync=record), members) is expected
+
+
+@pytest.mark.parametrize(
+    ("record", "members", "why"),
+    [
+        (sync(0, mode="async"), (peer("m2", alive=False),), "no replica is up"),
+        (sync(0, mode="async"), (peer("m2", no_failover=True),), "m2 must not lead (no_failover)"),
+        (sync(0), (peer("m2"),), "no replica is on record to have every acknowledged commit"),
+        (sync(1, "m2", "m3", mode="quorum"), (peer("m3"),), "ballots of 2 of m2, m3 would be needed"),
+    ],
+)
+def test_it_says_why_they_could_not(record: SyncRecord, members: tuple[PeerMember, ...], why: str) -> None:
+    assert why_not_succeeded(ha(sync=record), members) == why
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------

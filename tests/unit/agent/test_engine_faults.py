@@ -64,6 +64,12 @@ SEEN: dict[str, tuple[str, Trouble]] = {
         AT + 'FATAL:  could not access status of transaction 726\n\tDETAIL:  Could not open file "pg_xact/0000"',
         Trouble.DATA_CORRUPTED,
     ),
+    "checkpoint at the end of recovery": (
+        AT + "ERROR:  could not access status of transaction 0\n"
+        + AT + 'DETAIL:  Could not open file "pg_xact/0000": No such file or directory.\n'
+        + AT + "FATAL:  checkpoint request failed",
+        Trouble.DATA_CORRUPTED,
+    ),
     "other major": (AT + "FATAL:  database files are incompatible with server", Trouble.WRONG_VERSION),
     "mode": (AT + 'FATAL:  data directory "/d" has invalid permissions', Trouble.DATA_PERMISSIONS),
     "owner": (AT + 'FATAL:  data directory "/d" has wrong ownership', Trouble.DATA_PERMISSIONS),

@@ -69,6 +69,15 @@ def test_a_view_shows_leader_term_and_every_member_with_its_nodes_address(world)
     assert (second.streaming_from, second.engine_tls, second.alive) == ("m1", True, True)
 
 
+def test_a_view_tells_what_is_particular_to_each_member(world):
+    tags = {"no_failover": True, "priority": 7, "no_load_balance": True, "clone_source": True, "upstream": "m3"}
+    world.member("n2", "m2", **tags)
+    view = instance_view(world, places(world.members), ORDERS)
+    told = {name: getattr(view.members[1], name) for name in tags}
+    assert (view.members[1].member, told) == ("m2", tags)
+    assert not any(getattr(view.members[0], name) for name in tags)
+
+
 def test_only_ballots_of_the_running_election_are_shown_in_the_order_of_members(world):
     world.cast("n3", "m3", 5)
     world.cast("n2", "m2", 5)

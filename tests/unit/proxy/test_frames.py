@@ -92,6 +92,33 @@ def test_small_buffers_are_followed_exactly(messages, cuts):
         assert boundary.between is naive(seen) or seen[-READY_BYTES:] in READY
 
 
+@given(STREAM, st.lists(st.integers(0), max_size=30))
+def test_every_ready_is_counted_for_a_client_that_asks_ahead(messages, cuts):
+    pairs = list(zip((piece for piece in messages if piece[:1] != b"Z"), itertools.cycle([1, 0, 2]), strict=False))
+    data, expected = b"".join(piece + IDLE * count for piece, count in pairs), sum(count for _, count in pairs)
+    boundary, counted = Boundary(), 0
+    for chunk in split(data, cuts):
+        boundary.feed(chunk, True)
+        counted += boundary.readies
+    assert counted == expected
+    assert boundary.between
+    assert not expected or boundary.state == ord("I")
+
+
+def test_readies_are_found_by_what_follows_them_when_the_place_is_lost():
+    row = message("D", b"\0\2\0\0\0\3XYZ\0\0\0\x05Ihave")  # a text that ends in Z, and one of five letters
+    boundary = after(LARGE)
+    boundary.feed(row * 3 + message("C", b"SELECT 1\0") + IDLE + message("T", b"\0\0") + row + IDLE, True)
+    assert (boundary.readies, boundary.state, boundary.between) == (2, ord("I"), True)
+
+
+def test_a_request_for_copy_data_is_remembered_until_the_server_is_ready():
+    asked = after(message("G", b"\0\0\0"), message("N", b"SNOTICE\0\0"))
+    assert asked.copy_asked
+    asked.feed(message("C", b"COPY 1\0") + IDLE)
+    assert not asked.copy_asked
+
+
 def test_an_error_is_the_last_word_until_something_follows_it():
     refused = message("E", b"SFATAL\0\0")
     assert after(IDLE, refused).after_error

@@ -186,9 +186,13 @@ def startup(minor: int, **parameters: str) -> bytes:
 
 def test_a_client_that_asks_for_3_0_is_told_nothing():
     assert negotiation(startup(0, user="app"), {"user": "app"}) == b""
+    assert negotiation(startup(2, user="app"), {"user": "app"}) == b""
 
 
-def test_a_client_that_asks_for_more_is_offered_3_0_and_told_which_options_are_not_known():
+@pytest.mark.parametrize(("asked", "offered"), [(0, 0), (1, 0), (2, 2), (9999, 2)])
+def test_a_client_that_asks_for_more_is_offered_what_there_is_and_told_which_options_are_not_known(asked, offered):
     options = {"user": "app", "_pq_.fast": "1"}
-    assert negotiation(startup(2, **options), options) == message("v", struct.pack("!II", 3 << 16, 1) + b"_pq_.fast\0")
-    assert negotiation(startup(2), {}) == message("v", struct.pack("!II", 3 << 16, 0))
+    told = struct.pack("!II", 3 << 16 | offered, 1) + b"_pq_.fast\0"
+    assert negotiation(startup(asked, **options), options) == message("v", told)
+    if asked != offered:
+        assert negotiation(startup(asked), {}) == message("v", struct.pack("!II", 3 << 16 | offered, 0))

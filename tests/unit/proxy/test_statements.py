@@ -1,0 +1,123 @@
+"""Which statements may change what a session carries."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.postgres.statements import CACHED_BYTES_MAX, READ_BYTES_MAX, Effect, effect_of
+
+HARMLESS = [
+    "",
+    ";",
+    "SELECT 1",
+    "select * from offsets OFFSET 3",
+    "SELECT count(*) FROM preset_templates",
+    "UPDATE accounts SET balance = balance + 1 WHERE id = 7",
+    "UPDATE accounts SET balance = abs(-1);",
+    "INSERT INTO loads VALUES (1), (2) ON CONFLICT DO NOTHING",
+    "DELETE FROM sets",
+    "/* a hint */ UPDATE t SET x = 1",
+    "-- reset\nSELECT 1",
+    "BEGIN",
+    "BEGIN; UPDATE t SET x = 1; COMMIT",
+    "SET LOCAL work_mem = '1MB'",
+    "SET TRANSACTION READ ONLY",
+    "SET CONSTRAINTS ALL DEFERRED",
+    "SELECT setval('s', 7)",
+    "WITH x AS (SELECT 1) UPDATE t SET a = 1",
+    "PREPARE TRANSACTION 'x'",
+    "SELECT pg_advisory_xact_lock(1)",
+    "COPY t FROM STDIN",
+    "EXECUTE p(1)",
+    "CREATE TABLE t (n int)",
+]
+CHANGING = [
+    "SET work_mem = '1MB'",
+    "  set\nwork_mem to 1",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "RESET ALL",
+    "/* why */ SET x.y = 1",
+    "-- why\nSET work_mem = 1",
+    "/* /* nested */ */ SET work_mem = 1",
+    "BEGIN; SET work_mem = 1; COMMIT",
+    "SELECT 1;SET work_mem = 1",
+    "SELECT 1 /* ; */ ; /* ; */ SET work_mem = 1",
+    "LISTEN news",
+    "UNLISTEN *",
+    "PREPARE p AS SELECT 1",
+    "DEALLOCATE p",
+    "DISCARD ALL",
+    "DISCARD PLANS",
+    "CREATE TEMP TABLE t (n int)",
+    "create local temporary table t (n int)",
+    "CREATE TABLE pg_temp.t (n int)",
+    "SELECT 1 AS n INTO TEMP t",
+    "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    "SELECT pg_advisory_lock(1)",
+    "select PG_TRY_ADVISORY_LOCK(1)",
+    "SELECT set_config('work_mem', '1MB', false)",
+    "LOAD 'auto_explain'",
+    "DO $$ BEGIN PERFORM set_config('work_mem', '1MB', false); END $$",
+    "CALL reconfigure()",
+    "SELECT setseed(0.5)",
+]
+
+
+@pytest.mark.parametrize("statement", HARMLESS)
+def test_what_changes_nothing_is_known_as_such(statement):
+    assert effect_of(statement.encode()) == Effect()
+
+
+@pytest.mark.parametrize("statement", CHANGING)
+def test_what_changes_the_session_is_seen(statement):
+    assert effect_of(statement.encode()).changes
+
+
+@pytest.mark.parametrize(
+    ("statement", "names", "hidden"),
+    [
+        ("SET myapp.tenant = 'acme'", {"myapp.tenant"}, False),
+        ("SET SESSION MyApp.Tenant TO 'acme'", {"myapp.tenant"}, False),
+        ('SET "a.b" = 1', {"a.b"}, False),
+        ("SET a.b = 1; SET c.d = 2", {"a.b", "c.d"}, False),
+        ("SELECT set_config('a.b', $1, false)", {"a.b"}, False),
+        ("SELECT pg_catalog.set_config('a.b'::text, $1, false), set_config('c.d', 'x', false)", {"a.b", "c.d"}, False),
+        ("SELECT set_config('work_mem', '1MB', false)", set(), False),
+        ("SELECT set_config($1, $2, false)", set(), True),
+        ("SELECT set_config($1, $2, $3)", set(), True),
+        ("SELECT set_config($1, $2, true)", set(), False),
+        ("SELECT set_config($1, $2, true), set_config('a.b', $3, true)", set(), False),
+        ("SET work_mem = 1", set(), False),
+    ],
+)
+def test_settings_of_an_applications_own_are_read_by_name(statement, names, hidden):
+    effect = effect_of(statement.encode())
+    assert (effect.names, effect.hidden) == ({name.encode() for name in names}, hidden)
+
+
+@pytest.mark.parametrize("statement", ["DISCARD ALL", " reset all ;"])
+def test_what_forgets_all_settings_is_seen(statement):
+    assert effect_of(statement.encode()).forgets
+
+
+def test_a_statement_that_is_too_long_to_be_read_may_have_done_anything():
+    effect = effect_of(b"INSERT INTO t VALUES ('" + b"x" * READ_BYTES_MAX + b"')")
+    assert (effect.changes, effect.hidden) == (True, True)
+
+
+def test_long_statements_are_examined_as_short_ones_are():
+    rest = b" " * CACHED_BYTES_MAX
+    assert effect_of(b"SET work_mem = 1" + rest).changes
+    assert not effect_of(b"UPDATE t SET a = f(1)" + rest).changes
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_have_an_effect_or_none(statement):
+    assert effect_of(statement) == effect_of(bytes(statement))
+
+
+@given(st.sampled_from(CHANGING), st.sampled_from(HARMLESS), st.sampled_from(HARMLESS))
+def test_company_hides_nothing(changing, before, after):
+    assert effect_of(f"{before}; {changing}; {after}".encode()).changes
