@@ -347,6 +347,8 @@ class Session(asyncio.Protocol):
             return
         obstacle = self._obstacle()
         if obstacle is not None:
+            if obstacle:
+                log.info("session_not_moved", client=self.address, instance=self.instance, why=obstacle)
             self._end_with(farewell(obstacle))
             return
         self._table.unbind(self)

@@ -168,12 +168,21 @@ class Table:
                 fence = None
         if route is None:
             self._cut(instance, tuple(self._sessions.get(instance, ())))
-        elif fence is None and route.primary is not None and now < route.expires_at_s:
+            return
+        self._turn_back(instance, route)
+        if fence is None and route.primary is not None and now < route.expires_at_s:
             fence = Fence(route.primary, route.expires_at_s, paused=route.paused, strict=route.strict)
             self._fences[instance] = fence
             for session in self._sessions.get(instance, ()):
                 if session.endpoint is not None and same_server(session.endpoint, route.primary):
                     session.fence = fence
+
+    def _turn_back(self, instance: str, route: Route) -> None:
+        """Whoever is on its way to a replica that is no longer named need not wait for it to answer. One that has
+        arrived stays: a replica that is unwell keeps who it has."""
+        for session in tuple(self._sessions.get(instance, ())):
+            if session.fence is None and not session.connected and session.endpoint not in route.replicas:
+                session.cut()
 
     def _pause(self, instance: str, fence: Fence, *, paused: bool) -> None:
         if fence.paused != paused:

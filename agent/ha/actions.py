@@ -201,7 +201,6 @@ class Reason(Enum):
     GIVES_UP_STOPPED = "gives the leadership up: it is to be down"
     GIVES_UP_FOREIGN = "gives the leadership up: its data belongs to another database"
     GIVES_UP_CRASHED = "gives the leadership up after a crash: others can take over at once"
-    GIVES_UP_UNKILLABLE = "gives the leadership up: its engine hangs in the kernel and will not run again"
     FORCED_AWAY = "gives the leadership up: an operator forced another member to lead"
     GIVES_UP_SPENT = "gives a leadership up that it may not use any more"
     RESTARTS_IN_PLACE = "leads and starts its engine"

@@ -41,7 +41,7 @@ class Answers:
         standing = now < facts.standing_until
         refusal = may_grant(keeper.view(), asker=primary, term=term, standing=standing, now=now)
         if not refusal:
-            facts.promised_until = max(facts.promised_until, now + promise_s)
+            facts.promised_until, facts.promised_term = max(facts.promised_until, now + promise_s), term
             facts.vouching.granted(primary, term, ask=ask, all_granted=all_granted, promise_s=promise_s, now=now)
             keeper.node.routes_changed()
         return refusal

@@ -15,7 +15,6 @@ from agent.ha.premises import (
     act,
     data_is_foreign,
     forced_away,
-    is_confirmed,
     known_term,
     leads,
     may_ask_peers,
@@ -24,7 +23,6 @@ from agent.ha.premises import (
 )
 from agent.ha.view import EngineState, OperationKind, View
 
-UNKILLABLE_AFTER_S = 5.0  # a fence takes one; killing is tried a hundred times a second
 GIVE_UP_STOPPING = 2  # failed orderly stops after which the engine is stopped at once
 
 
@@ -58,20 +56,9 @@ def _busy(view: View, now: float) -> Decision | None:
     if view.operation is None:
         return None
     detail = view.operation.kind.value
-    if _unkillable(view, now):
-        return act(Release(view.lease.term), Reason.GIVES_UP_UNKILLABLE, now, f"term {view.lease.term}", warning=True)
     if leads(view, now) and may_write(view) and may_ask_peers(view, now):
         return act(AskPeers(view.lease.term), Reason.ASKS_PEERS, now, detail)
     return waits(view, now, Reason.BUSY, detail)
-
-
-def _unkillable(view: View, now: float) -> bool:
-    """A fence that does not end: its disk does not answer, and the kernel lets the processes neither run nor die. Each
-    of them has been sent SIGKILL long before, so none runs on to acknowledge anything: the fence is as good as done."""
-    operation = view.operation
-    if operation is None or operation.kind is not OperationKind.FENCE:
-        return False
-    return now - operation.since >= UNKILLABLE_AFTER_S and is_confirmed(view)
 
 
 def _down(view: View, now: float) -> Decision | None:

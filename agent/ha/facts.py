@@ -21,6 +21,7 @@ class Facts:
     """What this keeper remembers between turns; all of it is lost without harm when the agent ends."""
 
     promised_until: float = 0.0  # to a primary over the peer port
+    promised_term: int = 0  # in which that primary leads
     vouching: Vouching = field(default_factory=Vouching)  # the promises seen from the proxy's side
     all_granted: int = 0  # this primary's last question that every member granted
     asked_peers_at: float = 0.0

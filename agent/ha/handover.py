@@ -13,8 +13,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from agent.ha.actions import Handover
+from agent.ha.view import EngineState
 from agent.peer import HeldHere, HoldAsked
-from core.errors import MoorageError, TimedOutError, UnavailableError, words
+from core.errors import EngineError, MoorageError, TimedOutError, UnavailableError, words
 from core.log import EventLog
 from core.positions import WalPosition
 from core.records import PeerMember, StepTaken
@@ -69,6 +70,9 @@ async def hand_over(keeper: Keeper, performer: Performer, action: Handover) -> N
             await keeper.driver.stop()
             stopped = await keeper.driver.observe()
         keeper.engine = stopped
+        if stopped.state is not EngineState.STOPPED or not stopped.clean:
+            # What it acknowledged last is in no place that can be asked: the last checkpoint is not the end of its log.
+            raise EngineError("the engine ended in no orderly way", object=str(keeper.ref))
         steps.took("stopped")
         await _wait_for(keeper, target, stopped.position)
         steps.took("target has everything")
@@ -183,7 +187,9 @@ async def _wait_for(keeper: Keeper, target: PeerMember, position: WalPosition) -
         async with asyncio.timeout(CATCH_UP_WITHIN_S):
             while True:
                 last = await keeper.node.peers.position_of(keeper.ref.instance, target, timeout_s=ASK_TIMEOUT_S)
-                if last.lsn > position.lsn:  # position is where the shutdown checkpoint begins
+                # A later position of another timeline says nothing of this log.
+                # The position is where the shutdown checkpoint begins.
+                if last.timeline == position.timeline and last.lsn > position.lsn:
                     return
                 await asyncio.sleep(ASK_EVERY_S)
     except TimeoutError as error:
@@ -195,6 +201,9 @@ async def _wait_for(keeper: Keeper, target: PeerMember, position: WalPosition) -
 async def _roll_back(keeper: Keeper, performer: Performer, action: Handover, why: str) -> None:
     log.warning("handover_rolled_back", member=str(keeper.ref), target=action.target, error=why)
     lease = keeper.lease.lease()
-    if lease.term == action.term and keeper.node.clock.now() < lease.fence_at:
+    leads = lease.term == action.term and keeper.node.clock.now() < lease.fence_at
+    # One that has crashed is judged like any other crash, by the next decision: others may take over sooner.
+    if leads and keeper.engine.state is not EngineState.CRASHED:
         await keeper.driver.start_primary()
+        keeper.closing(False)
     await performer.end_switchover(action.term, action.request_id, f"switchover to {action.target} rolled back: {why}")

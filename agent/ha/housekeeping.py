@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 log = EventLog("agent.keeper")
 CONVERGE_TIMEOUT_S = 60.0
+CONVERGE_TTLS = 1.0  # of a leader: nothing else is decided meanwhile, and a loop that stands still leads no more
 
 
 class Housekeeping:
@@ -88,8 +89,9 @@ class Housekeeping:
     async def _converge(self) -> None:
         keeper, wanted = self._keeper, self._settings_wanted()
         generation = keeper.desired.generation
+        leads = keeper.lease.lease().term > 0
         try:
-            async with asyncio.timeout(CONVERGE_TIMEOUT_S):
+            async with asyncio.timeout(CONVERGE_TTLS * keeper.node.lease.ttl_s if leads else CONVERGE_TIMEOUT_S):
                 done = await keeper.driver.converge()
         except (TimeoutError, OSError, MoorageError) as error:
             log.warning("converge_failed", member=str(keeper.ref), error=words(error))

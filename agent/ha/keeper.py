@@ -26,6 +26,7 @@ from agent.ha.housekeeping import Housekeeping
 from agent.ha.leaseclock import LeaseClock
 from agent.ha.operations import Operations
 from agent.ha.performer import Performer
+from agent.ha.premises import may_write
 from agent.ha.takeover import Takeover, acknowledges
 from agent.ha.view import Engine, EngineState, OperationKind, View
 from agent.heartbeat import Leaders
@@ -91,6 +92,7 @@ class Keeper:
         self._wake = asyncio.Event()
         self._guard_wake = asyncio.Event()
         self._was_writable = False
+        self._forgetful = False  # the last write of its memory failed
         self._looked = asyncio.Condition()
         self._looks_begun = 0  # number of the look under way or last ended
         self._looks_ended = 0
@@ -259,6 +261,7 @@ class Keeper:
             started_at=self.node.started_at,
             hub_seen_at=self.node.hub_seen_at,
             promised_until=facts.promised_until,
+            promised_term=facts.promised_term,
             asked_peers_at=facts.asked_peers_at,
             leaderless_since=facts.leaderless_since,
             ballot_term=self.memory.ballot_term if self.memory.ballot_store == self.node.store_id else 0,
@@ -365,9 +368,21 @@ class Keeper:
         return self.instance.ha.sync.mode if self.instance else "async"
 
     def remember(self, memory: Memory, *, durable: bool = False) -> None:
+        """OSError when it must be durable and cannot be kept. Else a full disk costs only what a restart of the agent
+        would know: an older fence deadline, which is on the safe side."""
         self.memory = memory
-        if self.dir.exists():
+        if not self.dir.exists():
+            return
+        try:
             self.node.files.keep_memory(self.dir, memory, durable=durable)
+        except OSError as error:
+            if durable:
+                raise
+            if not self._forgetful:
+                log.error("memory_not_kept", member=str(self.ref), error=words(error))
+            self._forgetful = True
+        else:
+            self._forgetful = False
 
     @property
     def decision(self) -> Decision | None:
@@ -468,8 +483,7 @@ class Keeper:
                 pass
 
     def _might_accept_writes(self) -> bool:
-        alive = self.engine.state in (EngineState.RUNNING, EngineState.STARTING, EngineState.UNRESPONSIVE)
-        return alive and self.engine.role is not Role.REPLICA and self.operations.kind is not OperationKind.FENCE
+        return may_write(self.view()) and self.operations.kind is not OperationKind.FENCE
 
 
 def _gist(decision: Decision) -> tuple[object, ...]:

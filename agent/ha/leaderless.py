@@ -1,7 +1,8 @@
 """Pure: what a member does while nobody leads: resume, take over what was handed to it, wait, or vote and perhaps win.
 
-Only a running replica votes, and only after it has left the old primary: so its position is exact and final, and no
-commit can be acknowledged with its help any more. Also the last leader starts as a replica of nobody before it votes.
+Only a running replica votes, and only after it has left the old primary, unless that has let go by itself: so its
+position is exact, and no commit can be acknowledged with its help any more. Also the last leader starts as a replica of
+nobody before it votes.
 
 Two need no ballots. *Whom the last leader handed over to*: that one had stopped for good (its term is spent), had seen
 at this member's own agent that it has every byte, and said so in the very transaction that let go. So nothing was or
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from agent.ha.actions import (
     Acquire,
+    AskPeers,
     CastBallot,
     Decision,
     Detach,
@@ -25,7 +27,7 @@ from agent.ha.actions import (
     StartReplica,
 )
 from agent.ha.election import BY_FORCE, Elected, Pending, Stuck, could_succeed, elect
-from agent.ha.premises import SOON_S, act, held_term, retries_later, waits
+from agent.ha.premises import SOON_S, act, held_term, may_ask_peers, promise_is_void, retries_later, waits
 from agent.ha.view import EngineState, View
 from core.records import ForcedFailover, HaRecord
 from core.status import Role
@@ -43,6 +45,9 @@ def stand(view: View, now: float) -> Decision:
     if not ha.system_id:
         return _bootstrap(view, now)
     if _is_still_primary(view, now):
+        # The hub may have gone again since: until it answers, the promises are what this primary lives by.
+        if may_ask_peers(view, now):
+            return act(AskPeers(view.lease.term), Reason.ASKS_PEERS, now, warning=True)
         return act(Acquire(ha.term), Reason.RESUMES, now, f"after term {ha.term}")
     forced = _forced(view, now)
     if forced is not None:
@@ -148,7 +153,7 @@ def _not_yet(view: View, now: float, *, stands_back: bool = True) -> Decision | 
     """Promises bind, remembered or forgotten, until the one they were given to has let go by itself."""
     ha = _ha(view)
     released = ha.released_term == ha.term
-    if not released and now < view.promised_until:
+    if now < view.promised_until and not promise_is_void(view):
         return waits(view, now, Reason.PROMISED, ha.leader, until=view.promised_until)
     young_until = view.started_at + view.ttl_s
     if not released and now < young_until:
@@ -161,13 +166,14 @@ def _not_yet(view: View, now: float, *, stands_back: bool = True) -> Decision | 
 
 
 def _to_replica(view: View, now: float) -> Decision | None:
-    """Until the engine is a running replica of nobody whose position is known."""
-    engine = view.engine
+    """Until the engine is a running replica of nobody whose position is known. A leader that let go by itself need not
+    be left: that engine is down, its term is spent, and no flush it might still hear of makes a commit safe."""
+    engine, let_go = view.engine, _ha(view).released_term == _ha(view).term
     if engine.state is EngineState.STARTING:
         return waits(view, now, Reason.STARTS, engine.failure)
     if engine.state is not EngineState.RUNNING:
         return retries_later(view, now) or act(StartReplica(""), Reason.STARTS_TO_STAND, now)
-    if engine.streaming or engine.upstream:
+    if engine.streaming or (engine.upstream and not let_go):
         return act(Detach(), Reason.DETACHES, now, engine.upstream)
     if not engine.position.lsn.value or not engine.position.timeline:
         return waits(view, now, Reason.POSITION_UNKNOWN, until=now + SOON_S)

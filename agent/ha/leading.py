@@ -33,6 +33,7 @@ from agent.ha.premises import (
     hub_is_silent,
     is_confirmed,
     may_ask_peers,
+    promise_is_void,
     retries_later,
     timelines_used,
     waits,
@@ -124,9 +125,8 @@ def _to_be_promoted(view: View, now: float) -> Decision:
 
 
 def _promised(view: View, now: float) -> Decision | None:
-    """An Acquire may take effect after its answer was given up; a promise given since then binds all the same, unless
-    the leader before this one, to whom it was given at the latest, has let go by itself."""
-    if now >= view.promised_until or 0 < _ha(view).released_term == view.lease.term - 1:
+    """An Acquire may take effect after its answer was given up; a promise given since then binds all the same."""
+    if now >= view.promised_until or promise_is_void(view):
         return None
     return waits(view, now, Reason.PROMISED_TO_OTHER, until=view.promised_until)
 

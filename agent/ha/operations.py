@@ -62,11 +62,12 @@ class Operations:
         self.start(kind, work, subject)
 
     async def cancel(self) -> None:
-        """End the running operation, if any."""
-        task = self._task
-        if task is not None and not task.done():
+        """End the running operation, if any, and whatever was begun meanwhile."""
+        while (task := self._task) is not None and not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=0.5)
+            if self._task is task:
+                break
         self._task = None
         self._operation = None
 

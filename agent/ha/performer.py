@@ -6,6 +6,7 @@ deadline. A call that fails is only logged: the next turn decides again from wha
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, assert_never
 
 from agent.ha import handover
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 log = EventLog("agent.performer")
 HUB_TIMEOUT_S = 3.0
+ACQUIRE_TURN_S = 0.3  # else in the next turn
 FENCE_WITHIN_S = 1.0
 PROMISE_TTLS = 1.0  # a peer promises not to stand for so many TTLs
 
@@ -217,7 +219,9 @@ class Performer:
     async def _acquire(self, action: Acquire) -> None:
         keeper, lease = self._keeper, self._node.lease
         reason = keeper.decided_because()
-        async with lease.acquiring:
+        async with asyncio.timeout(ACQUIRE_TURN_S):  # the loop stands still while another instance's call lasts
+            await lease.acquiring.acquire()
+        try:
             sent_at = self._node.clock.now()
             # An answer that is lost may still take effect: meanwhile nobody else is promised anything.
             keeper.facts.standing_until = sent_at + 2 * HUB_TIMEOUT_S
@@ -235,6 +239,8 @@ class Performer:
             if answer.acquired:
                 lease.take(answer.lease_id)
                 lease.ttl_s = float(answer.lease_ttl_s or lease.ttl_s)
+        finally:
+            lease.acquiring.release()
         if not answer.acquired:
             log.info("acquire_refused", member=str(keeper.ref), leader=answer.leader, term=answer.term)
             return

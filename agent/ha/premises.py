@@ -88,6 +88,11 @@ def may_ask_peers(view: View, now: float) -> bool:
     return hub_is_silent(view, now) and now - view.asked_peers_at >= view.ttl_s * ASK_EVERY
 
 
+def promise_is_void(view: View) -> bool:
+    """Whom it was given to has let go by itself since: in that very term, for a later one's word says nothing of it."""
+    return view.instance is not None and 0 < view.promised_term == view.instance.ha.released_term
+
+
 def data_is_foreign(view: View) -> bool:
     """There is data, and it is not this instance's: another identifier, or nobody has ever led to make any."""
     if view.instance is None or not view.engine.system_id:

@@ -70,6 +70,7 @@ class Engine:
     position: WalPosition = field(
         default_factory=WalPosition
     )  # primary: written; replica: received; stopped: last known
+    clean: bool = False  # stopped as a primary by an orderly shutdown: `position` is all that it ever wrote
     leader_lsn: Lsn = field(default_factory=Lsn)  # replica: the furthest position the primary told it of
     system_id: str = ""
     upstream: str = ""  # replica: the member it is set to stream from
@@ -109,6 +110,7 @@ class View:
     started_at: float = 0.0  # of this agent
     hub_seen_at: float = 0.0  # last successful answer of the hub, of any kind
     promised_until: float = 0.0  # granted to a primary over the peer port: do not stand before
+    promised_term: int = 0  # in which that primary leads
     asked_peers_at: float = 0.0  # when this primary last asked its peers whether it may go on
     leaderless_since: float = 0.0  # when this agent first saw that nobody leads; 0 = somebody does
     ballot_term: int = 0  # the election this agent has cast its ballot for

@@ -109,4 +109,4 @@ class Doubt:
 
 
 def _warns(data: bytes) -> bool:
-    return WARNINGS[0] in data or WARNINGS[1] in data
+    return data.find(WARNINGS[0]) >= 0 or data.find(WARNINGS[1]) >= 0

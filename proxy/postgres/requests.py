@@ -18,10 +18,10 @@ from proxy.postgres.statements import READ_BYTES_MAX, UNREAD, effect_of
 KEPT_BYTES_MAX = 1 << 20  # of prepared statements, of one session
 NAMES_MAX = 64  # settings of its own, of one session
 IDLE = ord("I")
-_QUERY, _PARSE, _EXECUTE, _SYNC, _CLOSE, _CALL, _TERMINATE = b"QPESCFX"
+_QUERY, _PARSE, _EXECUTE, _SYNC, _CLOSE, _CALL, _FLUSH, _TERMINATE = b"QPESCFHX"
 _COPY = frozenset(b"dcf")
 _COPY_DATA = ord("d")
-_STEPS = frozenset(b"BDH")  # of an extended query, and without contents that matter
+_STEPS = frozenset(b"BD")  # of an extended query, and without contents that matter
 _READ_WHOLE = frozenset(b"PCQ")  # their contents matter, unless they are too long to be read
 _header = struct.Struct("!BI").unpack_from
 
@@ -108,11 +108,12 @@ class Requests:
                 self._syncs += 1
                 self.open = False
             elif kind == _QUERY:
+                self.open = False  # it ends what no Sync has ended
                 self.outstanding += 1
                 self._syncs = 0
                 self.unnamed = b""
                 self._examine(data[at + HEADER_BYTES : behind - 1] if behind <= end else None)
-            elif kind != _COPY_DATA or not self._copying:
+            elif kind != _FLUSH and (kind != _COPY_DATA or not self._copying):
                 self._other(kind, data, at, behind)
             at = behind
         if at > end:
@@ -125,6 +126,7 @@ class Requests:
             self._copy(kind)
             return
         if kind == _CALL:
+            self.open = False
             self.outstanding += 1
             self.changed = self.hidden = True
             return
@@ -139,10 +141,10 @@ class Requests:
 
     def _copy(self, kind: int) -> None:
         """A server that takes COPY data ignores Sync, so those behind the Execute are never answered."""
-        if not self._copying:
+        if not self._copying and self._syncs:
             if self.copy_asked:
                 self.outstanding -= self._syncs
-                self.open = self.open or self._syncs > 0
+                self.open = True
                 self._syncs = 0
             else:
                 self.unclear = True  # it did not wait to be asked: how the server took its Sync is not known

@@ -34,6 +34,7 @@ NONE = Effect()
 UNREAD = Effect(changes=True, hidden=True)
 # Most statements: one that begins like this, calls nothing and makes nothing temporary, changes nothing.
 _COMMON = frozenset({b"select", b"insert", b"update", b"delete"})
+_OPENING = ord("(")
 # One of these is in every statement that changes something. Cheap to look for, not yet the verdict.
 _WORDS = re.compile(rb"set|liste|prepa|alloc|temp|hold|advis|load|disca|call|do\b|origin")
 _FORGETS = re.compile(rb"\s*(?:discard|reset)\s+all\s*;?\s*")
@@ -55,7 +56,8 @@ def effect_of(statement: bytes) -> Effect:
     if len(statement) > READ_BYTES_MAX:
         return UNREAD
     text = statement.lower()
-    if text[:6] in _COMMON and b"(" not in text and text.find(b";", 0, -1) < 0 and b"temp" not in text:
+    # `find` and a number, because `in` with bytes first tries to make a number of them, which is dear.
+    if text[:6] in _COMMON and _OPENING not in text and text.find(b";", 0, -1) < 0 and text.find(b"temp") < 0:
         return NONE
     if _WORDS.search(text) is None:
         return NONE

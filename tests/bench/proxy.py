@@ -1,10 +1,11 @@
 """Side by side: what a proxy costs: PostgreSQL alone, Moorage's proxy, PgBouncer and HAProxy before the same engine.
 
 pgbench -S by each protocol with 1, 16, 64 and 256 clients, with and without TLS, connections a second, memory of idle
-clients. The systems take turns in short slices, so that all have the same share of whatever else the machine does, and
-a figure is the median of the rounds. Each proxy is one process of one thread; Moorage's has no more yet.
+clients. The systems take turns in short slices, so that all have the same share of whatever else the machine does; a
+slice that others have disturbed is run again, and a figure is the median of the rounds. Each proxy is one process of
+one thread; Moorage's has no more yet.
 
-    ./dev bench proxy [--only 'prepared_*' ...] [--seconds 3] [--rounds 3] [--peers direct,moorage,...] [--json FILE]
+    ./dev bench proxy [--only 'prepared_*' ...] [--seconds 1] [--rounds 7] [--peers direct,moorage,...] [--json FILE]
     ./dev bench proxy --from FILE... [--write-docs]      put together pieces that were run one by one
     ./dev bench proxy --other /elsewhere/bin/moorage-proxy --peers direct,moorage,other      two builds of ours
 """
@@ -32,13 +33,15 @@ import uvloop
 
 from tests.bench.peers.figures import between_markers
 from tests.bench.relays.cases import SYSTEMS, USUAL, Case, chosen_cases
-from tests.bench.relays.contenders import Contender, Missing, Site, site, standing
+from tests.bench.relays.contenders import Contender, Missing, Site, bench_cpu_s, machine_cpu_s, site, standing
 from tests.bench.relays.figures import BEGIN, END, Slice, rows, tables
 from tests.bench.relays.load import measure
 from tests.support.bench import parser
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 WARM_UP_S = 1.0
+CALM_SHARE = 0.15  # of the machine may go to others during a slice; else it is run again ...
+REPEATS_MAX = 2  # ... so often, and the calmest counts
 BUDGET_S = 3000.0  # of all; fences of our routes last longer
 
 
@@ -99,7 +102,27 @@ async def run_case(place: Site, case: Case, plan: Plan, findings: Findings) -> N
         for number in range(1, plan.rounds + 1):
             for at in range(len(contenders)):
                 contender = contenders[(at + number) % len(contenders)]
-                findings.add(await _slice(contender, case, plan.seconds, number, findings))
+                findings.add(await _calm_slice(place, contender, case, plan.seconds, number, findings))
+
+
+async def _calm_slice(
+    place: Site, contender: Contender, case: Case, seconds: float, number: int, findings: Findings
+) -> Slice | None:
+    """The calmest of a few tries."""
+    calmest: Slice | None = None
+    for _ in range(1 + REPEATS_MAX):
+        began, machine_s, bench_s = time.monotonic(), machine_cpu_s(), bench_cpu_s(place, contender)
+        one = await _slice(contender, case, seconds, number, findings)
+        if one is None:
+            break
+        others_s = (machine_cpu_s() - machine_s) - (bench_cpu_s(place, contender) - bench_s)
+        share = max(0.0, others_s) / (time.monotonic() - began) / (os.cpu_count() or 1)
+        one.metrics["others_share"] = share
+        if calmest is None or share < calmest.metrics["others_share"]:
+            calmest = one
+        if share <= CALM_SHARE:
+            break
+    return calmest
 
 
 async def run_idle_case(place: Site, case: Case, plan: Plan, findings: Findings) -> None:
@@ -161,8 +184,8 @@ async def run_all(cases: Sequence[Case], plan: Plan, budget_s: float) -> Finding
 def options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--only", nargs="+", default=[], metavar="CASE", help="names or patterns of cases")
-    made.add_argument("--seconds", type=float, default=3.0, help="of a slice, whole ones (%(default).0f)")
-    made.add_argument("--rounds", type=int, default=3, help="slices of each system in each case (%(default)d)")
+    made.add_argument("--seconds", type=float, default=1.0, help="of a slice, whole ones (%(default).0f)")
+    made.add_argument("--rounds", type=int, default=7, help="slices of each system in each case (%(default)d)")
     made.add_argument("--peers", default=",".join(USUAL), help=f"some of {','.join(SYSTEMS)} (%(default)s)")
     made.add_argument("--other", type=Path, default=Path(), metavar="PROGRAM", help="another build of moorage-proxy")
     made.add_argument("--budget", type=float, default=BUDGET_S, metavar="SECONDS", help="of all (%(default).0f)")

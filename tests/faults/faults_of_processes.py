@@ -164,8 +164,8 @@ class HubStop(Fault):
 
     async def play(self, scene: Scene) -> None:
         for hub in scene.site.hubs:
-            await restarted(hub, "hub", signal.SIGTERM)
-            await hold(1)
+            await restarted(hub, "hub")
+            await hold(3)
 
 
 class HubsAway(Fault):
@@ -238,7 +238,7 @@ class RollingRestart(Fault):
         site = scene.site
         for machines, what in ((site.etcds, "etcd"), (site.hubs, "hub"), (list(site.nodes.values()), "agent")):
             for machine in machines:
-                await restarted(machine, what, signal.SIGTERM)
+                await restarted(machine, what)
                 await hold(1)
                 await site.await_healthy(UP_WITHIN_S)
         await site.actl("instance", "restart", INSTANCE, "--wait", "--timeout", "60")
@@ -250,16 +250,16 @@ def crash_member(site: Site, node: Machine, instance: str = INSTANCE) -> None:
     kill(site.engine_pids(node, instance))
 
 
-async def restarted(machine: Machine, what: str, number: signal.Signals) -> None:
-    """End a service, and wait until its supervisor has started it again."""
+async def restarted(machine: Machine, what: str) -> None:
+    """As `systemctl restart` does: SIGTERM, wait for the end, start at once."""
     service = machine.services[what]
-    old = service.process
-    machine.crash(service, number)
+    machine.stop(service, signal.SIGTERM)
 
-    async def anew() -> bool:
-        return service.running and service.process is not old
+    async def ended() -> bool:
+        return not service.running
 
-    await eventually(anew, within=UP_WITHIN_S, what=f"{what} of {machine.name} runs again")
+    await eventually(ended, within=UP_WITHIN_S, what=f"{what} of {machine.name} ends")
+    machine.start(service)
 
 
 def etcd_leader(site: Site) -> Machine:

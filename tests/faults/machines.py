@@ -28,6 +28,7 @@ RESTART_AFTER_S = 2.0  # a service that ended is started again by its supervisor
 LOOK_EVERY_S = 0.1
 COMMAND_S = 10.0
 KILLED_WITHIN_S = 10.0
+BEGIN_BYTES = 64 << 10  # of a service's log: what it says at its start is among them
 FILTER = """
 table ip yard {
     chain in { type filter hook input priority 0; }
@@ -56,10 +57,21 @@ class Service:
     process: subprocess.Popen[bytes] | None = None
     ended_at: float = 0.0
     killed: bool = False  # by us; an end that nobody caused is told as an incident
+    ready_event: str = ""  # what it logs when it has begun its work; empty = it works as soon as it runs
+    log_from: int = 0  # where the log of the present process begins
 
     @property
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def working(self) -> bool:
+        """Runs, and has said that it has begun."""
+        if not self.running or not self.ready_event:
+            return self.running
+        with self.log.open("rb") as log:
+            log.seek(self.log_from)
+            return f'"event": "{self.ready_event}"'.encode() in log.read(BEGIN_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +168,8 @@ class Machine(Place):
     def start(self, service: Service) -> None:
         service.wanted = True
         service.killed = False
+        service.ended_at = 0.0
+        service.log_from = service.log.stat().st_size if service.log.exists() else 0
         with service.log.open("ab") as output:
             service.process = subprocess.Popen(
                 self.inside(*service.argv),
@@ -187,7 +201,6 @@ class Machine(Place):
                 if not service.killed:
                     self.incidents.append(f"{service.name} ended by itself, status {service.process.returncode}")
             elif now - service.ended_at >= RESTART_AFTER_S:
-                service.ended_at = 0.0
                 self.start(service)
 
     # --- what can happen to a machine ---------------------------------------------------------------------------
@@ -217,7 +230,6 @@ class Machine(Place):
         self.powered = True
         run("ip", "link", "set", self.port, "up")
         for service in self.services.values():
-            service.ended_at = 0.0
             self.start(service)
 
     def freeze(self, pids: Iterable[int] | None = None) -> None:

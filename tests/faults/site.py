@@ -170,16 +170,21 @@ class Site:
     async def _unfollowed(self, primary: Machine) -> str:
         """Which node's engine does not have by now what the primary has flushed a moment ago, by the engines' own word:
         for what the hubs tell of a node that went silent may be some seconds old."""
-        lost = [f"{m.name} {s.name}" for m in self.machines for s in m.services.values() if not s.running]
+        lost = [f"{m.name} {s.name}" for m in self.machines for s in m.services.values() if not s.working]
         if lost:
-            return f"not running: {lost}"
+            return f"not at work: {lost}"
         flushed = (await self.direct(primary, "SELECT pg_current_wal_flush_lsn()::text"))[0][0]
         await asyncio.sleep(CATCH_UP_S)
-        has_it = f"SELECT pg_is_in_recovery() AND pg_last_wal_receive_lsn() >= '{flushed}'"
+        got = "pg_last_wal_receive_lsn()"
+        has_it = f"SELECT pg_is_in_recovery() AND {got} >= '{flushed}', {got}::text, pg_last_wal_replay_lsn()::text"
         replicas = [node for node in self.nodes.values() if node is not primary]
         answers = await asyncio.gather(*(self.direct(node, has_it) for node in replicas))
-        behind = [node.name for node, answer in zip(replicas, answers, strict=True) if not answer[0][0]]
-        return f"do not follow: {behind}" if behind else ""
+        behind = [
+            f"{node.name} has received {answer[0][1]} and replayed {answer[0][2]} of {flushed}"
+            for node, answer in zip(replicas, answers, strict=True)
+            if not answer[0][0]
+        ]
+        return ", ".join(behind)
 
     async def await_healthy(self, within: float) -> None:
         await eventually(self.ailment, lambda ill: not ill, within=within, every=0.25, what="full health")
@@ -290,7 +295,7 @@ class Site:
         await asyncio.to_thread(self._command, node, "moorage-agent", "enrol", "--hub", hub, "--token", token)
         env = volumes.clock_environment(self.root, node.root) if self.special else {}
         argv = self._words(node, "moorage-agent", "run")
-        self._add(node, Service("agent", argv, node.root / "agent.log", env))
+        self._add(node, Service("agent", argv, node.root / "agent.log", env, ready_event="agent_started"))
 
     def _words(self, machine: Machine, program: str, *verb: str) -> list[str]:
         return [str(PROGRAMS / program), verb[0], "--config", str(machine.root / "config.yaml"), *verb[1:]]

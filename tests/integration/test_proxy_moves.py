@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -360,6 +361,40 @@ async def test_a_copy_by_the_extended_protocol_leaves_its_session_at_rest(proxy,
     assert await busy(proxy) == 0
     await drained(proxy, m1)
     client.close()
+
+
+async def test_whatever_drivers_do_their_sessions_come_to_rest(proxy, servers):
+    """asyncpg sends COPY data without waiting to be asked; psycopg flushes behind its Sync, and fails half-way."""
+    m1, m2 = servers
+    await proxy.serve(m1)
+    one = await asyncpg.connect(
+        host=ADDRESS, port=proxy.rw_port, user="app", password=APP_PASSWORD, database="postgres", ssl="disable"
+    )
+    await one.executemany("INSERT INTO counted VALUES ($1)", [(number,) for number in range(500)])
+    await one.copy_records_to_table("counted", records=[(number,) for number in range(5000)])
+    with pytest.raises(asyncpg.BadCopyFileFormatError):
+        await one.copy_to_table("counted", source=io.BytesIO(b"1\t2\n" * 1000))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await one.execute("SELECT pg_sleep(10)")
+    async with await proxy.connect(user="app") as other:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await divide(other)
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation):
+            async with other.cursor().copy("COPY counted FROM STDIN") as copy:
+                await copy.write("bad\n")
+        assert [row async for row in other.cursor().stream("SELECT generate_series(1, 3)")] == [(1,), (2,), (3,)]
+        await eventually(lambda: busy(proxy), lambda count: count == 0, within=5)
+        await switch(proxy, m1, m2)
+        assert await value(other, "SHOW cluster_name") == "m2"
+        assert await one.fetchval("SHOW cluster_name") == "m2"
+    await one.close()
+
+
+async def divide(connection: psycopg.AsyncConnection[Any]) -> None:
+    async with connection.pipeline():
+        for number in range(20):
+            await connection.execute("SELECT 1 / %s", (number - 10,))
 
 
 @pytest.mark.parametrize(

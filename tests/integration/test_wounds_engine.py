@@ -381,3 +381,27 @@ def _empty(site: Site) -> Callable[[], Awaitable[bool]]:
         return not list((site.data_root("m1") / "rubbish").iterdir())
 
     return look
+
+
+async def test_an_engine_that_is_killed_during_a_switchover_is_not_taken_for_one_that_stopped_in_good_order(
+    site: Site,
+) -> None:
+    """pg_control then tells of the last checkpoint, which every replica is beyond: no measure of what was acknowledged.
+    Only an orderly end makes the position a bound, and the handover asks for that."""
+    engine = await site.primary()
+    site.sql("m1", "CREATE TABLE t (n int)")
+    await engine.checkpoint()
+    site.sql("m1", "INSERT INTO t SELECT generate_series(1, 1000)")
+    acknowledged = (await engine.observe()).position
+    os.kill(site.postmaster_pid("m1"), signal.SIGKILL)
+    await engine.wait_died()
+    await engine.stop()
+    seen = await engine.observe()
+    assert seen.position < acknowledged
+    assert not seen.clean
+    await engine.start_primary()
+    await engine.stop()
+    seen = await engine.observe()
+    assert seen.state is EngineState.STOPPED
+    assert seen.clean
+    assert seen.position >= acknowledged

@@ -77,6 +77,7 @@ class Facts:
     """Lost with the process."""
 
     promised_until: float = 0.0
+    promised_term: int = 0
     vouching: Vouching = field(default_factory=Vouching)
     all_granted: int = 0  # the last one that everybody granted
     asked_peers_at: float = 0.0
@@ -325,6 +326,7 @@ class Agent:
             operation=self.operation,
             started_at=self.started_at,
             promised_until=facts.promised_until,
+            promised_term=facts.promised_term,
             asked_peers_at=facts.asked_peers_at,
             leaderless_since=facts.leaderless_since,
             ballot_term=self.memory.ballot_term,
@@ -468,11 +470,14 @@ class Agent:
             yield from self._hold_all(action, HOLD_FOR_S)
             self._close(True)
             yield from self.engine.stop()
+            if self.engine.observe().state is not EngineState.STOPPED:
+                raise Failure("the engine ended in no orderly way")
             yield from self._wait_for(action.target, self.engine.observe().position)
             yield from self._release(action.term, action.target)
         except Failure as failure:
             lease = self.lease.lease()
-            if lease.term == action.term and self.host.now() < lease.fence_at:
+            crashed = self.engine.observe().state is EngineState.CRASHED
+            if lease.term == action.term and self.host.now() < lease.fence_at and not crashed:
                 yield from self._start_primary()
             yield from self._end_switchover(action.term, action.request_id)
             yield from self._hold_all(action, 0.0)
@@ -664,7 +669,7 @@ class Agent:
         standing = now < self.facts.standing_until
         refusal = may_grant(self.view(), asker=asker, term=term, standing=standing, now=now)
         if not refusal:
-            self.facts.promised_until = max(self.facts.promised_until, now + promise_s)
+            self.facts.promised_until, self.facts.promised_term = max(self.facts.promised_until, now + promise_s), term
             self.facts.vouching.granted(asker, term, ask=ask, all_granted=all_granted, promise_s=promise_s, now=now)
             self.routes_changed()
         return refusal

@@ -19,6 +19,7 @@ NOT_SHOWN = frozenset(
         Reason.DATA_LOST,
         Reason.GIVES_UP_STOPPED,
         Reason.GIVES_UP_FOREIGN,
+        Reason.POSITION_UNKNOWN,  # a log is never empty
         Reason.LEADER_UNKNOWN,
     }
 )

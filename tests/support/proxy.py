@@ -106,6 +106,12 @@ class Server:
         return self.folder / self.name
 
     @property
+    def pid(self) -> int:
+        """Of the postmaster."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def endpoint(self) -> Endpoint:
         return Endpoint(member=self.name, host=ADDRESS, port=self.port)
 

@@ -141,7 +141,7 @@ class Observer:
         last = self._last or Engine(state=EngineState.CRASHED, role=self._role_on_disk())
         state = EngineState.UNRESPONSIVE if process is not None else EngineState.CRASHED
         self._fault = why
-        return replace(last, state=state, streaming=False, standbys=(), failure=why.message, broken=False)
+        return replace(last, state=state, clean=False, streaming=False, standbys=(), failure=why.message, broken=False)
 
     def close(self) -> None:
         if self._session is not None:
@@ -168,6 +168,7 @@ class Observer:
             state=EngineState.STOPPED if ended_well else EngineState.CRASHED,
             role=self._role_on_disk(),
             position=control.position,
+            clean=control.clean and not control.standby,
             system_id=control.system_id,
             upstream=member.label.upstream if member.is_standby() else "",
             failure=_text(why),

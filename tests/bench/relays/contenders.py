@@ -6,6 +6,8 @@ TLS through to the engine. All are started anew for each case, and ended by thei
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -86,6 +88,26 @@ class Site:
     server: Server
     tls: Tls
     folder: Path
+
+
+def bench_cpu_s(place: Site, contender: Contender) -> float:
+    """Processor seconds that the whole bench has used so far: engine, contender, load, and what has ended of them."""
+    postmaster = psutil.Process(place.server.pid)
+    used = contender.cpu_s() if contender.processes else 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        used += usage.ru_utime + usage.ru_stime
+    used += sum(postmaster.cpu_times()[:4])  # backends that have ended count as their parent's
+    for backend in postmaster.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used += sum(backend.cpu_times()[:2])
+    return used
+
+
+def machine_cpu_s() -> float:
+    """Processor seconds that everything on this machine has used so far."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.irq + times.softirq
 
 
 @contextmanager

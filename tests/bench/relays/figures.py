@@ -25,6 +25,7 @@ UNITS = {
     "p99_ms": "ms",
     "added_p50_us": "us",
     "kb_an_idle_client": "kB",
+    "others_share": "share",
 }
 RATIOS = {  # name of the ratio by metric; throughput is the one that is meant when nothing else is said
     "tps": "ratio_to",
@@ -147,6 +148,14 @@ def tables(slices: Sequence[Slice]) -> str:
         systems = [name for name in SYSTEMS if any(key[1:] == (name, metric) for key in found)]
         head = ["case", *(SYSTEMS[name] for name in systems)]
         parts += _part(f"{title}:", head, _of_metric(found, metric, systems, digits))
+    shares = sorted(one.metrics["others_share"] for one in slices if "others_share" in one.metrics)
+    if shares:
+        middle, high = statistics.median(shares), shares[int(0.9 * (len(shares) - 1))]
+        rounds = max(one.number for one in slices)
+        parts.append(
+            f"Others took {middle:.0%} of the machine meanwhile (median of {len(shares)} slices in up to {rounds} "
+            f"rounds; {high:.0%} in the most disturbed tenth)."
+        )
     return "\n\n".join(parts)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.ha.actions import AskPeers, Fence, Reason, Release, Stop
 from agent.ha.decide import decide
-from agent.ha.view import Engine, EngineState, Lease, Operation, OperationKind, View
+from agent.ha.view import Engine, EngineState, Lease, OperationKind, View
 from core.records import ForcedFailover, LeaderRecord, SwitchoverRequest
 from core.status import Role
 from tests.support.builders import (
@@ -126,23 +126,6 @@ CASES = [
         "an order to force a failover of another term does nothing",
         as_leader(instance=instance(forced=ForcedFailover(id="f1", target="m2", after_term=2))),
         Reason.STEADY_PRIMARY,
-    ),
-    Case(
-        "a leader whose engine can neither run nor die lets go: SIGKILL waits for it",
-        as_leader(
-            engine=primary(state=EngineState.UNRESPONSIVE),
-            operation=Operation(kind=OperationKind.FENCE, since=NOW - 5),
-        ),
-        Reason.GIVES_UP_UNKILLABLE,
-        (Release(1),),
-    ),
-    Case(
-        "not before the fence has had its time",
-        as_leader(
-            engine=primary(state=EngineState.UNRESPONSIVE),
-            operation=Operation(kind=OperationKind.FENCE, since=NOW - 4),
-        ),
-        Reason.BUSY,
     ),
     # an operation runs
     Case("a clone is left to finish", as_follower(operation=busy(OperationKind.CLONE)), Reason.BUSY, detail="clone"),

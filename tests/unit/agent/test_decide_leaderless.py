@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.ha.actions import Acquire, CastBallot, Detach, Fence, Reason, StartReplica
+from agent.ha.actions import Acquire, AskPeers, CastBallot, Detach, Fence, Reason, StartReplica
 from agent.ha.view import Engine, EngineState
 from core.positions import WalPosition
 from core.records import ForcedFailover
@@ -226,8 +226,19 @@ CASES = [
         Reason.PROMISED,
     ),
     Case(
+        "a promise to a leader binds although one of a later term has let go",
+        as_candidate(promised_until=NOW + 3, promised_term=1, instance=instance(leader="", term=2, released_term=2)),
+        Reason.PROMISED,
+    ),
+    Case(
+        "a primary by promises whose key has gone asks for them before it asks the hub",
+        as_candidate(engine=primary(), lease=replace(HELD, renewed_at=NOW - 4, fence_at=NOW + 2)),
+        Reason.ASKS_PEERS,
+        (AskPeers(1),),
+    ),
+    Case(
         "a promise to a leader that let go by itself binds no more",
-        as_candidate(promised_until=NOW + 3, instance=RELEASED),
+        as_candidate(promised_until=NOW + 3, promised_term=1, instance=RELEASED),
         Reason.CASTS_BALLOT,
         (CastBallot(2, at(1000), was_leader=False),),
     ),
@@ -269,6 +280,18 @@ CASES = [
         replace(FORMER, instance=instance(leader="", released_term=1, members=(peer("m1"), peer("m2", alive=False)))),
         Reason.STARTS_TO_STAND,
         (StartReplica(""),),
+    ),
+    Case(
+        "a replica of a leader that let go by itself votes as it is: nothing more comes from there",
+        as_candidate(engine=replica(streaming=False), instance=RELEASED),
+        Reason.CASTS_BALLOT,
+        (CastBallot(2, at(1000), was_leader=False),),
+    ),
+    Case(
+        "not while anything does come",
+        as_candidate(engine=replica(), instance=RELEASED),
+        Reason.DETACHES,
+        (Detach(),),
     ),
     # to a final position
     Case(

@@ -24,7 +24,7 @@ from agent.ha.actions import (
 )
 from agent.ha.view import Engine, EngineState, OperationKind
 from core.positions import Lsn
-from core.records import ForcedFailover, SwitchoverRequest
+from core.records import ForcedFailover, LeadershipChange, SwitchoverRequest
 from core.status import MemberState
 from tests.support.builders import (
     HELD,
@@ -57,6 +57,10 @@ ORDER = ForcedFailover(id="f1", target="m2", after_term=1)
 
 def asked(target: str = "m2") -> SwitchoverRequest:
     return SwitchoverRequest(id="s1", target=target)
+
+
+def led(term: int, timeline: int) -> LeadershipChange:
+    return LeadershipChange(term=term, member="m2", reason="", timeline=timeline, kind="led")
 
 
 def ended(note: str) -> EndSwitchover:
@@ -154,6 +158,32 @@ CASES = [
         (Promote(1),),
     ),
     Case(
+        "a leader that never had the last one's log passes over the number of its timeline",
+        as_leader(
+            engine=replica(""),
+            lease=replace(HELD, term=3),
+            instance=instance(term=3, history=(led(1, 0), led(2, 1), led(3, 1))),
+        ),
+        Reason.PROMOTES,
+        (Promote(3, above=2),),
+    ),
+    Case(
+        "a leader that had it takes the next number, as always",
+        as_leader(
+            engine=replica("", position=at(1000, 2)),
+            lease=replace(HELD, term=3),
+            instance=instance(term=3, history=(led(1, 0), led(2, 1), led(3, 2))),
+        ),
+        Reason.PROMOTES,
+        (Promote(3),),
+    ),
+    Case(
+        "a number that a member reports is taken, too",
+        as_leader(engine=replica(""), instance=instance(members=(peer("m1"), peer("m2", timeline=5)))),
+        Reason.PROMOTES,
+        (Promote(1, above=5),),
+    ),
+    Case(
         "an elected replica is promoted before the view shows its leadership",
         as_leader(engine=replica(""), lease=replace(HELD, term=2), instance=instance(leader="")),
         Reason.PROMOTES,
@@ -222,6 +252,7 @@ CASES = [
         as_leader(
             engine=replica(""),
             promised_until=NOW + 2,
+            promised_term=1,
             lease=replace(HELD, term=2),
             instance=instance(term=2, released_term=1),
         ),

@@ -168,6 +168,11 @@ def test_the_tables_tell_bounds_ratios_and_figures() -> None:
     assert "Memory" not in text
 
 
+def test_what_others_took_of_the_machine_is_said() -> None:
+    text = tables([slice_of("moorage", number, tps=1.0, others_share=number / 100) for number in range(1, 11)])
+    assert "Others took 6% of the machine meanwhile (median of 10 slices in up to 10 rounds; 9% in" in text
+
+
 def test_a_system_alone_makes_tables_without_ratios() -> None:
     text = tables([slice_of("moorage", 1, tps=900.0)])
     assert "share of the peer" not in text

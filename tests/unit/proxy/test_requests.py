@@ -39,6 +39,7 @@ DATA, DONE = message(b"d", b"1\n"), message(b"c")
         (EXTENDED + SYNC, 1, False),
         ((EXTENDED + SYNC) * 4, 4, False),
         (SYNC, 1, False),
+        (message(b"H"), 0, True),
         (message(b"F", b"\0" * 10), 1, False),
         (query("SELECT 1")[:3], 0, False),
         (query("SELECT 1")[:-1], 0, False),
@@ -97,6 +98,12 @@ def test_a_copy_by_a_simple_query_is_owed_one_answer():
     requests.copy_asked = True
     requests.feed(DATA * 5 + DONE)
     assert requests.outstanding == 1
+    requests.ready(1, ord("I"))
+    assert requests.resting
+
+
+def test_a_client_need_not_wait_to_be_asked_for_the_data_of_a_simple_query():
+    requests = after(EXTENDED, query("COPY t FROM STDIN") + DATA, DATA + DONE)
     requests.ready(1, ord("I"))
     assert requests.resting
 

@@ -148,6 +148,16 @@ async def test_a_replicas_session_is_fenced_when_its_server_becomes_the_primary(
     assert reader.cuts == 1
 
 
+async def test_only_who_is_on_its_way_to_a_replica_that_is_gone_turns_back(table):
+    table.replace(table_of(replicas=(M2,)))
+    arrived, coming = bound(table, M2, fenced=False), bound(table, M2, fenced=False)
+    coming.connected = False
+    table.replace(table_of(replicas=(M2,)))
+    assert (arrived.cuts, coming.cuts) == (0, 0)
+    table.replace(table_of())
+    assert (arrived.cuts, coming.cuts) == (0, 1)
+
+
 async def test_loads_follow_sessions_and_forget_nobody_twice(table):
     table.replace(table_of())
     one, two = bound(table), bound(table)
