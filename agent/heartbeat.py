@@ -17,7 +17,7 @@ import psutil
 from agent.link import HubLink
 from agent.local import LocalFiles
 from core.clock import Clock
-from core.errors import MoorageError
+from core.errors import MoorageError, words
 from core.ids import InstanceRef
 from core.log import EventLog
 from protos.v1 import agent_pb2 as pb
@@ -66,7 +66,10 @@ class NodeLease:
     def take(self, lease_id: int) -> None:
         if lease_id != self.lease_id:
             self.lease_id = lease_id
-            self._files.keep_lease_id(lease_id)
+            try:
+                self._files.keep_lease_id(lease_id)
+            except OSError as error:  # a full disk: the next agent takes another lease, and this one goes on
+                log.error("lease_not_kept", error=words(error))
 
     def renewed(self, sent_at: float, leaders: Leaders) -> None:
         """The lease was confirmed for these leaders: one whose key is gone meanwhile is not among them."""

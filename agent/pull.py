@@ -14,7 +14,7 @@ from agent.link import HubLink
 from agent.local import LocalFiles, Pulled
 from core.backoff import Backoff
 from core.codec import from_json
-from core.errors import DeniedError, MoorageError, UserError
+from core.errors import DeniedError, MoorageError, UserError, words
 from core.log import EventLog
 from core.records import NodeState
 from protos.v1 import agent_pb2 as pb
@@ -59,7 +59,10 @@ class Puller:
         while True:
             await self._unkept.wait()
             self._unkept.clear()
-            await asyncio.to_thread(self._files.keep_pulled, self._pulled)
+            try:
+                await asyncio.to_thread(self._files.keep_pulled, self._pulled)
+            except OSError as error:  # a full disk: the hub tells it again
+                log.error("state_not_kept", error=words(error))
 
     async def _poll_once(self) -> float:
         """Seconds to wait before the next poll."""

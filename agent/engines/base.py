@@ -93,7 +93,7 @@ class EngineSetup:
     clock: Clock
     rubbish: Rubbish | None = None  # where what is deleted goes first; None = it is deleted on the spot
     durable: bool = True  # False: nothing is synced to disk; for tests only
-    unresponsive_after_s: float = 10.0  # a process that has not answered for longer is UNRESPONSIVE
+    unresponsive_after_s: float = 4.0  # a process that has not answered for longer is UNRESPONSIVE
     disk_answers_within_s: float = 6.0  # nor may its disk be silent for longer: about as long as a lease lasts
 
 

@@ -31,20 +31,22 @@ the promise is over). A member that has voted does not promise.
 the last leader (`election`): one that handed over had stopped for good and had seen at its successor's own agent that
 this has every byte, so the successor needs no ballots, and nothing that others do meanwhile adds an acknowledgement. A
 member that streams through another replica is in no sync set. A ballot is final: the member has left the old primary
-(unless that one let go by itself, so is down for good) before it votes and never streams for that term again, so from a
-decided election on the old primary gets no acknowledgement together, whatever clocks and proxies do. A new leader
-acknowledges nothing until its own set is on record: its engine starts with a set that nobody meets. In async mode an
-election refuses who is, or may be, more than `max_failover_lag` behind: who lost the stream while the leader still led,
-or never followed its timeline. *What an operator may do.* Forcing a failover lifts what guards data, never what keeps
-two from leading: the target still takes a free leadership by the one transaction, and keeps its promises; the leader
-that is to go fences itself before it lets go, and nobody promises it anything any more. While automatic failover is
-paused nobody is elected; leases, fences and promises work as ever. The last leader may lead again, for nobody has led
-since and it has its own log; a switchover or a forced failover is the operator's own act and goes through.
+before it votes and never streams for that term again, so from a decided election on the old primary gets no
+acknowledgement together, whatever clocks and proxies do. A new leader acknowledges nothing until its own set is on
+record: its engine starts with a set that nobody meets. In async mode an election refuses who is, or may be, more than
+`max_failover_lag` behind: who lost the stream while the leader still led, or never followed its timeline.
+
+*What an operator may do.* Forcing a failover lifts what guards data, never what keeps two from leading: the target
+still takes a free leadership by the one transaction, and keeps its promises; the leader that is to go fences itself
+before it lets go, and nobody promises it anything any more. While automatic failover is paused nobody is elected;
+leases, fences and promises work as ever. The last leader may lead again, for nobody has led since and it has its own
+log; a switchover or a forced failover is the operator's own act and goes through.
 
 *Logs never mix.* Nobody initialises an instance that has a system identifier. Data of another identifier is left alone.
 A former primary rejoins by rewind or clone; a replica whose log has parted from the leader's is found by the leader's
-timeline history. A leader that nobody followed may have used the number of a timeline that the next one uses again;
-then no tool sees the difference, but the terms do (`followed_term`), and the data is copied anew.
+timeline history. A leader that nobody followed may have used the next number for its timeline; whoever leads after it
+passes that number over (`timelines_used`), so that no two logs ever bear one number. And should they, no tool would see
+the difference, but the terms do (`followed_term`), and the data is copied anew.
 
 Why it goes on
 --------------

@@ -57,7 +57,10 @@ class Answers:
             asyncio.get_running_loop().call_later(for_s, keeper.node.routes_changed)
         elif facts.hold is not None and facts.hold.request_id == request_id:
             facts.hold = None
-        told = await keeper.node.routes_settled(HELD_WITHIN_S)
+        try:
+            told = await keeper.node.routes_settled(HELD_WITHIN_S)
+        except MoorageError as error:
+            return HeldHere(refusal=str(error))
         return HeldHere(busy=told.busy.get(str(keeper.ref.instance), 0))
 
     async def member_status(self, *, about_to_lead: bool) -> peer_pb2.MemberStatusResponse:

@@ -9,11 +9,30 @@ from agent.ha.leaseclock import Vouching
 from agent.ha.syncset import Settling, settle
 from agent.ha.takeover import Takeover
 from agent.ha.view import Engine, EngineState, Fork
-from core.positions import WalPosition
+from core.positions import Lsn, WalPosition
 from core.records import HaRecord, InstanceView, SyncRecord
 from core.status import Role
 
+STALLED_S = 1.5  # a standby that is behind and has flushed nothing for so long holds commits up
 UPSTREAM_WITHIN_S = 3.0  # for a stream from another replica, before the leader is turned to
+
+
+Flushes = dict[str, tuple[Lsn, float]]  # by standby: how far it has flushed, and since when it has that or has it all
+
+
+def flushes(before: Flushes, engine: Engine, now: float) -> Flushes:
+    """To be called with each look at the running primary."""
+    found: Flushes = {}
+    for standby in engine.standbys:
+        known = before.get(standby.member)
+        stands = known is not None and known[0] == standby.flushed < engine.position.lsn
+        found[standby.member] = known if known is not None and stands else (standby.flushed, now)
+    return found
+
+
+def stalled(known: Flushes, now: float) -> frozenset[str]:
+    """Standbys whose connection stands, but from which nothing has come for a while of what they lack."""
+    return frozenset(member for member, (_, since) in known.items() if now - since >= STALLED_S)
 
 
 @dataclass(slots=True)
@@ -46,6 +65,7 @@ class Facts:
     sync_sent: SyncRecord | None = None  # in the term `sync_sent_in`
     sync_sent_in: int = 0
     settling: Settling | None = None
+    flushes: Flushes = field(default_factory=dict)
 
     def note(self, engine: Engine, instance: InstanceView | None, now: float, *, upstream: str) -> None:
         """After each look at the engine. `upstream`: the replica that this member is to stream from, if any."""
@@ -63,6 +83,7 @@ class Facts:
             self.upstream_failed_at = now
         primary = running and engine.role is Role.PRIMARY
         self.settling = settle(self.settling, engine.sync, engine.position.lsn, now) if primary else None
+        self.flushes = flushes(self.flushes, engine, now) if primary else {}
 
     def _note_instance(self, ha: HaRecord, now: float, *, leaderless: bool) -> None:
         self.leaderless_since = (self.leaderless_since or now) if leaderless else 0.0

@@ -19,7 +19,7 @@ from agent.ha import report
 from agent.ha.actions import Decision
 from agent.ha.answers import Answers
 from agent.ha.decide import decide
-from agent.ha.facts import Facts
+from agent.ha.facts import Facts, stalled
 from agent.ha.following import streams_log_of
 from agent.ha.hold import in_force
 from agent.ha.housekeeping import Housekeeping
@@ -279,6 +279,7 @@ class Keeper:
             acquired_at=takeover.acquired_at if takeover else 0.0,
             opened_at=takeover.opened_at if takeover else 0.0,
             opening_told=takeover is not None and takeover.told,
+            stalled=stalled(facts.flushes, self.node.clock.now()),
             sync_sent=facts.sync_sent if facts.sync_sent_in == self.lease.lease().term else None,
             sync_base=facts.settling.base if facts.settling else Lsn(),
         )
@@ -350,9 +351,13 @@ class Keeper:
             self.follows_term(leader.term)
 
     def follows_term(self, term: int) -> None:
-        """The data is of this term's log from now on. Kept durably: it decides whether timelines can be compared."""
+        """The data is of this term's log from now on. Kept durably: it decides whether timelines can be compared. On a
+        full disk the older one stays, by which the data may be copied anew without need."""
         if self.memory.followed_term is None or term > self.memory.followed_term:
-            self.remember(replace(self.memory, followed_term=term), durable=True)
+            try:
+                self.remember(replace(self.memory, followed_term=term), durable=True)
+            except OSError as error:
+                log.error("memory_not_kept", member=str(self.ref), error=words(error))
 
     def voted(self, term: int) -> None:
         """A ballot for the election of `term` is about to be sent."""

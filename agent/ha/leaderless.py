@@ -1,8 +1,7 @@
 """Pure: what a member does while nobody leads: resume, take over what was handed to it, wait, or vote and perhaps win.
 
-Only a running replica votes, and only after it has left the old primary, unless that has let go by itself: so its
-position is exact, and no commit can be acknowledged with its help any more. Also the last leader starts as a replica of
-nobody before it votes.
+Only a running replica votes, and only after it has left the old primary: so its position is exact and final, and no
+commit can be acknowledged with its help any more. Also the last leader starts as a replica of nobody before it votes.
 
 Two need no ballots. *Whom the last leader handed over to*: that one had stopped for good (its term is spent), had seen
 at this member's own agent that it has every byte, and said so in the very transaction that let go. So nothing was or
@@ -166,14 +165,14 @@ def _not_yet(view: View, now: float, *, stands_back: bool = True) -> Decision | 
 
 
 def _to_replica(view: View, now: float) -> Decision | None:
-    """Until the engine is a running replica of nobody whose position is known. A leader that let go by itself need not
-    be left: that engine is down, its term is spent, and no flush it might still hear of makes a commit safe."""
-    engine, let_go = view.engine, _ha(view).released_term == _ha(view).term
+    """Until the engine is a running replica of nobody whose position is known. Also a leader that let go by itself is
+    left first: the position that was seen before the news came may be older than the last commit it acknowledged."""
+    engine = view.engine
     if engine.state is EngineState.STARTING:
         return waits(view, now, Reason.STARTS, engine.failure)
     if engine.state is not EngineState.RUNNING:
         return retries_later(view, now) or act(StartReplica(""), Reason.STARTS_TO_STAND, now)
-    if engine.streaming or (engine.upstream and not let_go):
+    if engine.streaming or engine.upstream:
         return act(Detach(), Reason.DETACHES, now, engine.upstream)
     if not engine.position.lsn.value or not engine.position.timeline:
         return waits(view, now, Reason.POSITION_UNKNOWN, until=now + SOON_S)

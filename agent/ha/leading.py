@@ -244,11 +244,7 @@ def _sync_set(view: View, now: float) -> Decision | None:
         sent=view.sync_sent,
         setting=view.engine.sync,
         base=view.sync_base,
-        candidates=[
-            Candidate(member=peer.member, flushed=standby.flushed, priority=peer.priority)
-            for standby, peer in _standbys(view)
-            if not peer.upstream  # it streams from here for want of a better one only
-        ],
+        candidates=_candidates(view),
     )
     match step:
         case None:
@@ -265,6 +261,23 @@ def _sync_set(view: View, now: float) -> Decision | None:
             detail = f"{streaming} of {wanted}"
             until = now + (AT_ONCE_S if _is_new(view, now) else SOON_S)
             return waits(view, now, Reason.TOO_FEW_STANDBYS, detail, until=until, warning=True)
+
+
+def _candidates(view: View) -> list[Candidate]:
+    """Who may stand in the sync set. One that has stalled (its node is gone without a word, or its disk hangs) is
+    exchanged long before its connection breaks, where there is another; without one, commits wait for it (strict) or
+    go on (not strict). In a quorum that has enough others it does no harm."""
+    replication = view.desired.replication
+    found = [
+        Candidate(member=peer.member, flushed=standby.flushed, priority=peer.priority)
+        for standby, peer in _standbys(view)
+        if not peer.upstream  # it streams from here for want of a better one only
+    ]
+    brisk = [candidate for candidate in found if candidate.member not in view.stalled]
+    if replication.mode == "sync" and brisk:
+        return brisk
+    too_few = len(brisk) < (1 if replication.mode == "sync" else replication.k)
+    return brisk if too_few and not replication.strict else found
 
 
 def _is_new(view: View, now: float) -> bool:

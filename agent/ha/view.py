@@ -128,6 +128,7 @@ class View:
     acquired_at: float = 0.0  # when this agent took the present term; 0 = not in this life
     opened_at: float = 0.0  # when commits were first acknowledged in the term this agent took; 0 = not yet
     opening_told: bool = False  # it is in the history
+    stalled: frozenset[str] = frozenset()  # standbys that are behind and have flushed nothing for a while
     sync_sent: SyncRecord | None = None  # last record sent by this life of the agent in this term, however it ended
     sync_base: Lsn = field(default_factory=Lsn)  # a position written after engine.sync was in force; 0 = not settled
 

@@ -23,7 +23,6 @@ byte term = 1;       /* etcd: of the last leader */
 byte leader = 0;     /* etcd: the last leader, whether or not it still leads */
 byte rec_k = 0;      /* etcd: the record: acknowledged commits are on the leader, and on rec_k of rec_names */
 byte rec_names = 0;
-byte rec_seq = 0;
 byte handed = 0;     /* etcd: member + 1 that the last leader let go to; 0 = nobody */
 byte let_go = 0;     /* etcd: the last leader has let go by itself */
 byte ballots = 0;    /* etcd: members whose ballot for term + 1 lies there */
@@ -39,7 +38,6 @@ byte set_names[N];   /* the setting in force: one of these must confirm; 0 = not
 byte base[N];        /* a length reached after the setting came into force; UNKNOWN = not yet */
 byte sent_k[N];      /* the record that was sent last */
 byte sent_names[N];
-byte sent_seq[N];
 bool rec_due[N];     /* it is still on its way */
 byte opened = 1;     /* ghost: the last term that a primary was opened in, and where */
 byte opened_by = 0;
@@ -76,15 +74,10 @@ byte acked[2];       /* ghost: the term in which a position was acknowledged; 0 
 #else
 #define confirmed(i, j) (base[i] != UNKNOWN && upstream[j] == i + 1 && size[j] >= base[i])
 #endif
-#ifdef LATE_RECORD_COUNTS
-#define is_newer(i) true
-#else
-#define is_newer(i) (sent_seq[i] > rec_seq)
-#endif
 #ifdef SETS_WHILE_RECORDING
 #define settled(i) true
 #else
-#define settled(i) (rec_k == sent_k[i] && rec_names == sent_names[i] && rec_seq == sent_seq[i])
+#define settled(i) (!rec_due[i])
 #endif
 
 /* Every name's ballot: then each possible set of one is met. The furthest of them is a bound. */
@@ -114,9 +107,16 @@ inline copy(i, j) { /* i's log becomes j's */
     at(i, 0) = at(j, 0); at(i, 1) = at(j, 1)
 }
 
+inline stops(i) { /* its engine ends, and with it every stream from it */
+    prim[i] = 0; set_names[i] = 0; upstream[i] = 0; rec_due[i] = 0;
+    if :: upstream[0] == i + 1 -> upstream[0] = 0 :: else fi;
+    if :: upstream[1] == i + 1 -> upstream[1] = 0 :: else fi;
+    if :: upstream[2] == i + 1 -> upstream[2] = 0 :: else fi
+}
+
 inline takes(i) { /* the one transaction that makes a leader */
     key = i + 1; term++; leader = i; ballots = 0; handed = 0; let_go = 0;
-    rec_k = 0; rec_names = 0; rec_seq = 0
+    rec_k = 0; rec_names = 0
 }
 
 proctype member(byte me) {
@@ -139,33 +139,33 @@ end:
             acked[1] = at(me, 1); assert(opened <= prim[me] || has(opened_by, 1)) }
 
     /* --- the sync set: the setting and the record, one step at a time, with the record as it was seen --- */
-    :: atomic { prim[me] > 0 && prim[me] == term && key == me + 1 && !rec_due[me] && settled(me) ->
-            if :: names = 1 :: names = 2 :: names = 4 :: names = 3 :: names = 5 :: names = 6 fi;
+    :: atomic { prim[me] > 0 && prim[me] == term && key == me + 1 && settled(me) ->
+            if :: names = bit((me + 1) % 3) :: names = bit((me + 2) % 3) :: names = 7 - bit(me) fi;
             if
-            :: !in(me, names) && names != set_names[me] && may_set(me, names) ->
+            :: names != set_names[me] && may_set(me, names) ->
                 set_names[me] = names; base[me] = UNKNOWN
             :: else
             fi; names = 0 }
     :: d_step { prim[me] > 0 && base[me] == UNKNOWN && set_names[me] != 0 -> base[me] = size[me] }
-    :: atomic { prim[me] > 0 && prim[me] == term && key == me + 1 && !rec_due[me] && sent_seq[me] < 3 && settled(me) ->
+    :: atomic { prim[me] > 0 && prim[me] == term && key == me + 1 && !rec_due[me] ->
             p = 0;
             do :: p < N - 1 -> p++ :: break od;
             if
-            :: rec_k > 0 -> sent_k[me] = 0; sent_names[me] = 0; sent_seq[me]++; rec_due[me] = 1 /* claim less */
+            :: rec_k > 0 -> sent_k[me] = 0; sent_names[me] = 0; rec_due[me] = 1 /* claim less */
             :: set_names[me] != 0 && in(p, set_names[me]) && confirmed(me, p) ->
-                sent_k[me] = 1; sent_names[me] = set_names[me]; sent_seq[me]++; rec_due[me] = 1
+                sent_k[me] = 1; sent_names[me] = set_names[me]; rec_due[me] = 1
             :: else
             fi; p = 0 }
-    :: d_step { rec_due[me] && key == me + 1 && term == prim[me] && is_newer(me) ->
-            rec_k = sent_k[me]; rec_names = sent_names[me]; rec_seq = sent_seq[me]; rec_due[me] = 0 }
+    :: d_step { rec_due[me] && key == me + 1 && term == prim[me] ->
+            rec_k = sent_k[me]; rec_names = sent_names[me]; rec_due[me] = 0 }
 
     /* --- giving up: the engine is down. To a target that was seen to have every byte, or to nobody --- */
     :: atomic { prim[me] > 0 && spent[me] < prim[me] && key == me + 1 && term == prim[me] ->
             p = 0;
             do :: p < N - 1 -> p++ :: break od;
             spent[me] = prim[me]; key = 0; let_go = 1; ballots = 0;
-            prim[me] = 0; set_names[me] = 0; upstream[me] = 0; rec_due[me] = 0;
-            if :: p != me && caught_up(me, p) -> handed = p + 1 :: true fi; p = 0 }
+            if :: p != me && caught_up(me, p) -> handed = p + 1 :: true fi;
+            stops(me); p = 0 }
 
     /* --- a replica: follows whom it believes to lead, takes from it, rejoins --- */
     :: atomic { prim[me] == 0 && upstream[me] == 0 ->
@@ -183,18 +183,18 @@ end:
     /* --- a former primary, or one whose log has parted: rewound or copied from the present leader --- */
     :: d_step { key > 0 && key != me + 1 && prim[key - 1] == term && voted[me] <= term && prim[me] < term &&
             !(size[me] <= size[key - 1] && same(me, key - 1, size[me]) && prim[me] == 0) ->
-            prim[me] = 0; set_names[me] = 0; rec_due[me] = 0; upstream[me] = 0; copy(me, key - 1) }
+            stops(me); copy(me, key - 1) }
 
     /* --- election --- */
     :: d_step { key == 0 && term < TERMS && prim[me] == 0 && voted[me] <= term && left_upstream(me) ->
             voted[me] = term + 1; ballots = ballots | bit(me) }
-    :: d_step { key == 0 && leader == me && prim[me] > 0 -> prim[me] = 0; set_names[me] = 0; upstream[me] = 0; rec_due[me] = 0 }
+    :: d_step { key == 0 && leader == me && prim[me] > 0 -> stops(me) }
     :: d_step { key == 0 && term < TERMS && prim[me] == 0 && (elected(me) || handed == me + 1) -> takes(me);
             voted[me] = term }
     :: d_step { key == me + 1 && prim[me] == 0 && spent[me] < term ->
             assert(has_all(me));
             prim[me] = term; opened = term; opened_by = me; tl[me] = term; upstream[me] = 0;
-            set_names[me] = 0; base[me] = UNKNOWN; sent_k[me] = 0; sent_names[me] = 0; sent_seq[me] = 0; rec_due[me] = 0 }
+            set_names[me] = 0; base[me] = UNKNOWN; sent_k[me] = 0; sent_names[me] = 0; rec_due[me] = 0 }
     od
 }
 

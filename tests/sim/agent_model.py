@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agent.ha import actions as do
 from agent.ha.decide import decide
 from agent.ha.election import may_grant
-from agent.ha.facts import UPSTREAM_WITHIN_S
+from agent.ha.facts import UPSTREAM_WITHIN_S, Flushes, flushes, stalled
 from agent.ha.following import streams_log_of
 from agent.ha.hold import Hold, in_force, may_hold
 from agent.ha.leaseclock import ASK_TIMEOUT_S, LeaseClock, Vouching
@@ -99,6 +99,7 @@ class Facts:
     sync_sent: SyncRecord | None = None
     sync_sent_in: int = 0
     settling: Settling | None = None
+    flushes: Flushes = field(default_factory=dict)
     failures: int = 0
     failure: str = ""
     retry_at: float = 0.0
@@ -292,6 +293,7 @@ class Agent:
         self._note_followed(now)
         primary = running and engine.role is Role.PRIMARY
         facts.settling = settle(facts.settling, engine.sync, engine.position.lsn, now) if primary else None
+        facts.flushes = flushes(facts.flushes, engine, now) if primary else {}
         takeover = self._takeover()
         if takeover is not None and primary:
             takeover.seen_primary(now, acknowledges=acknowledges(engine.sync))
@@ -344,6 +346,7 @@ class Agent:
             acquired_at=takeover.acquired_at if takeover else 0.0,
             opened_at=takeover.opened_at if takeover else 0.0,
             opening_told=takeover is not None and takeover.told,
+            stalled=stalled(facts.flushes, self.host.now()),
             sync_sent=facts.sync_sent if facts.sync_sent_in == self.lease.term else None,
             sync_base=facts.settling.base if facts.settling else Lsn(),
         )

@@ -158,7 +158,7 @@ MUTATIONS = (
     Mutation(
         name="vote without leaving the old primary",
         module="agent.ha.leaderless",
-        old="if engine.streaming or (engine.upstream and not let_go):",
+        old="if engine.streaming or engine.upstream:",
         new="if False:",
         why="the old primary still gets acknowledgements after the ballots are cast",
         tables=("test_decide_leaderless",),

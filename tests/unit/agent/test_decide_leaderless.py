@@ -282,14 +282,8 @@ CASES = [
         (StartReplica(""),),
     ),
     Case(
-        "a replica of a leader that let go by itself votes as it is: nothing more comes from there",
+        "a replica of a leader that let go by itself leaves it all the same before it votes",
         as_candidate(engine=replica(streaming=False), instance=RELEASED),
-        Reason.CASTS_BALLOT,
-        (CastBallot(2, at(1000), was_leader=False),),
-    ),
-    Case(
-        "not while anything does come",
-        as_candidate(engine=replica(), instance=RELEASED),
         Reason.DETACHES,
         (Detach(),),
     ),

@@ -404,6 +404,41 @@ CASES = [
         Reason.TOO_FEW_STANDBYS,
     ),
     Case(
+        "a standby that has stalled is exchanged: the record claims less first",
+        as_leader(
+            desired=desired(replication=SYNC),
+            engine=primary(standbys=(standby("m2", 900), standby("m3")), sync=sync(1, "m2")),
+            instance=instance(sync=sync(1, "m2")),
+            sync_sent=sync(1, "m2"),
+            stalled=frozenset({"m2"}),
+        ),
+        Reason.RECORDS_SYNC,
+        (RecordSync(1, sync(1, "m2", "m3", seq=1)),),
+    ),
+    Case(
+        "a standby that has stalled is waited for where there is no other",
+        as_leader(
+            desired=desired(replication=SYNC),
+            engine=primary(standbys=(standby("m2", 900),), sync=sync(1, "m2")),
+            instance=instance(sync=sync(1, "m2")),
+            sync_sent=sync(1, "m2"),
+            stalled=frozenset({"m2"}),
+        ),
+        Reason.STEADY_PRIMARY,
+    ),
+    Case(
+        "where commits need not wait, they do not wait for a standby that has stalled",
+        as_leader(
+            desired=desired(replication=replace(SYNC, strict=False)),
+            engine=primary(standbys=(standby("m2", 900),), sync=sync(1, "m2")),
+            instance=instance(sync=sync(1, "m2")),
+            sync_sent=sync(1, "m2"),
+            stalled=frozenset({"m2"}),
+        ),
+        Reason.RECORDS_SYNC,
+        (RecordSync(1, sync(0, seq=1)),),
+    ),
+    Case(
         "a switchover that waits does not hold up the sync set",
         as_leader(
             desired=desired(replication=SYNC),

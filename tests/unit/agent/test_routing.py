@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from agent.routing import LeaderTrust, route_of
-from core.records import HaRecord, InstanceView, LeaderRecord, MemberDesired, PeerMember, SwitchoverRequest
+from core.records import (
+    HaRecord,
+    InstanceView,
+    LeaderRecord,
+    MemberDesired,
+    PeerMember,
+    Replication,
+    SwitchoverRequest,
+)
 from core.status import MemberState, Role
 
 DESIRED = MemberDesired(project="demo", instance="orders", member="m1", node="n1", rw_port=6000, ro_port=6001)
@@ -124,3 +134,12 @@ def test_a_switchover_that_is_only_asked_for_pauses_nothing() -> None:
 def test_without_a_view_there_is_a_route_without_servers() -> None:
     route = route_of(DESIRED, None, writable_here=False, trust=LeaderTrust())
     assert (route.primary, route.replicas) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("mode", "strict", "expected"),
+    [("async", True, False), ("sync", True, True), ("quorum", True, True), ("sync", False, False)],
+)
+def test_a_route_is_strict_where_commits_must_not_be_acknowledged_alone(mode, strict, expected):
+    desired = replace(DESIRED, replication=Replication(mode=mode, strict=strict))
+    assert route_of(desired, None, writable_here=False, trust=TRUST).strict is expected
