@@ -72,10 +72,11 @@ class Desk:
     async def look(self, instance: str, users: list[str]) -> list[VerifierAnswer]:
         """An answer for each user; if nobody could say, that it was not found out."""
         member = self._member(instance)
-        found: dict[str, str | None] = {}
-        if member is not None:
-            found = await self._of(member, users)
-            missing = [user for user in users if found.get(user) is None and user.isprintable()]
+        found: dict[str, str | None] = {user: None for user in users if not _is_text(user)}
+        asked = [user for user in users if user not in found]
+        if member is not None and asked:
+            found |= await self._of(member, asked)
+            missing = [user for user in asked if found.get(user) is None]
             if missing:
                 found |= await self._of_leader(member, missing)
         return [
@@ -136,6 +137,14 @@ class Conversation:
                         self._say(answer)
         finally:
             self._busy.discard(instance)
+
+
+def _is_text(user: str) -> bool:
+    """A name whose bytes are no UTF-8 is nobody's."""
+    try:
+        return bool(user.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def mock_secret(secrets: MemberSecrets) -> str:

@@ -222,6 +222,7 @@ class ObservedMember:
     reason: str = ""  # CamelCase, for FAILED, CRASHED, LAGGING
     message: str = ""
     notices: tuple[MemberNotice, ...] = ()
+    unfit: bool = False  # it must not lead as things are, such as on a full disk
     since: float = 0.0
 
 
@@ -369,6 +370,7 @@ class PeerMember:
     timeline: int = 0
     engine_tls: bool = False
     streaming_from: str = ""
+    unfit: bool = False  # it must not lead as things are, such as on a full disk
     no_failover: bool = False
     priority: int = 0
     no_load_balance: bool = False

@@ -202,6 +202,7 @@ class Reason(Enum):
     GIVES_UP_FOREIGN = "gives the leadership up: its data belongs to another database"
     GIVES_UP_CRASHED = "gives the leadership up after a crash: others can take over at once"
     FORCED_AWAY = "gives the leadership up: an operator forced another member to lead"
+    GIVES_UP_UNFIT = "gives the leadership up: its disk takes no more, and another member has room"
     GIVES_UP_SPENT = "gives a leadership up that it may not use any more"
     RESTARTS_IN_PLACE = "leads and starts its engine"
     LEARNS_POSITION = "leads with a replica's data, starts it to promote it"

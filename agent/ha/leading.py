@@ -141,11 +141,21 @@ def _primary(view: View, now: float) -> Decision:
         return waits(view, now, Reason.STEADY_PRIMARY, "the hub does not answer", warning=True)
     if not is_confirmed(view):
         return waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
+    if _should_leave_it_to_others(view):
+        return act(Fence(), Reason.GIVES_UP_UNFIT, now, view.engine.unfit, warning=True)
     duties = [_identity(view, now), _switchover(view, now), _sync_set(view, now), _opening(view, now)]
     pending = [duty for duty in duties if duty is not None]
     steady = waits(view, now, Reason.STEADY_PRIMARY, f"term {view.lease.term}")
     # A duty that only waits holds up no other.
     return next((duty for duty in pending if duty.actions), pending[0] if pending else steady)
+
+
+def _should_leave_it_to_others(view: View) -> bool:
+    """Its disk is full, so that commits fail, and others can take over that have room. Where none has, an engine that
+    answers reads is better than none."""
+    if not view.engine.unfit or _ha(view).paused:
+        return False
+    return not why_not_succeeded(_ha(view), [peer for peer in view.peers if not peer.unfit])
 
 
 def _identity(view: View, now: float) -> Decision | None:

@@ -142,6 +142,7 @@ def observed(keeper: Keeper, converged_generation: int) -> ObservedMember:
         engine_tls=facts.tls,
         reason=reason,
         message=message,
+        unfit=bool(keeper.engine.unfit),
         notices=tuple(MemberNotice(reason=d.trouble.value, message=d.message) for d in facts.notices),
     )
 

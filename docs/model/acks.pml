@@ -5,8 +5,8 @@
    here rests on no clock, no fence and no proxy. Every request to etcd may come late or never, every view may be old.
 
    A log is a row of entries; an entry is the term of the primary that wrote it, 0 = none. Asserted: whoever opens as
-   primary has every entry that was acknowledged before, and none is acknowledged that a later primary lacks; when
-   nothing can happen any more, somebody leads. README.md tells what is left out. */
+   primary has every entry that was acknowledged before, none is acknowledged that a later primary lacks, and with all
+   ballots on the table somebody is elected. README.md tells what is left out. */
 
 #define N 3
 #ifndef TERMS
@@ -187,7 +187,8 @@ end:
 
     /* --- election --- */
     :: d_step { key == 0 && term < TERMS && prim[me] == 0 && voted[me] <= term && left_upstream(me) ->
-            voted[me] = term + 1; ballots = ballots | bit(me) }
+            voted[me] = term + 1; ballots = ballots | bit(me);
+            assert(ballots != 7 || elected(0) || elected(1) || elected(2)) }
     :: d_step { key == 0 && leader == me && prim[me] > 0 -> stops(me) }
     :: d_step { key == 0 && term < TERMS && prim[me] == 0 && (elected(me) || handed == me + 1) -> takes(me);
             voted[me] = term }

@@ -167,7 +167,7 @@ class ServerLogin:
         if not asked.nonce.startswith(self._nonce) or len(asked.nonce) == len(self._nonce) or self._signature:
             raise ScramError("its SCRAM nonce does not continue ours")
         if (asked.salt, asked.iterations) != (login.verifier.salt, login.verifier.iterations):
-            why = f'password authentication failed for user "{login.user}": it was changed'
+            why = f'password authentication failed for user "{login.user}"'  # changed since, or its time is over
             return b"", LoginRefused("28P01", why, refusals.error("28P01", why), stale=True)
         unproved = f"c={scram.UNBOUND},r={asked.nonce}"
         signed = f"{self._bare},".encode() + raw + f",{unproved}".encode()

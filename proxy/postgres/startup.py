@@ -2,7 +2,8 @@
 
 The first packets have no type byte: length (of everything, itself included), then a code. A startup packet of the
 server's own limit is all that is ever kept; what claims to be longer is refused before it is read. Parameters are read
-as the server reads them, so that both understand the same; bytes that are no UTF-8 are the server's to judge.
+as the server reads them, so that both understand the same; bytes that are no UTF-8 are the server's to judge, and come
+out as they came in (errors="surrogateescape").
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 MAX_STARTUP_BYTES = 10_004  # the server's own limit (MAX_STARTUP_PACKET_LENGTH, which does not count the length itself)
+MAX_NAME_BYTES = 63  # of a role (NAMEDATALEN)
 MAX_CANCEL_KEY_BYTES = 256  # protocol 3.2
 SSL_REQUEST = 80877103
 GSSENC_REQUEST = 80877104
@@ -52,7 +54,9 @@ class Startup:
 
     @property
     def user(self) -> str:
-        return self.parameters.get("user", "")
+        """Cut to a name's length, as the server does."""
+        name = self.parameters.get("user", "").encode(errors="surrogateescape")
+        return name[:MAX_NAME_BYTES].decode(errors="surrogateescape")
 
     @property
     def database(self) -> str:
@@ -113,7 +117,7 @@ def _startup(packet: bytes) -> First:
         value = _word(packet, at + len(name) + 1)
         if value is None:
             return Malformed("a startup parameter has no value")
-        parameters[name.decode(errors="replace")] = value.decode(errors="replace")
+        parameters[name.decode(errors="surrogateescape")] = value.decode(errors="surrogateescape")
         at += len(name) + len(value) + 2
     if at != len(packet) - 1 or packet[at] != 0:
         return Malformed("invalid startup packet layout: expected terminator as last byte")

@@ -21,7 +21,7 @@ OURS = (SUPERUSER, REPLICATION_USER)  # never a client's, whatever password they
 async def verifiers(member: Member, users: Collection[str]) -> dict[str, str | None]:
     """Of each user what pg_authid keeps; None without a role or a password. MoorageError when nobody answers."""
     found: dict[str, str | None] = dict.fromkeys(users)
-    wanted = [user for user in users if user not in OURS and "\0" not in user and user.isprintable()]
+    wanted = [user for user in users if user not in OURS and "\0" not in user]
     if not wanted:
         return found
     async with member.session(within_s=ANSWER_S) as session:

@@ -404,6 +404,20 @@ CASES = [
         Reason.TOO_FEW_STANDBYS,
     ),
     Case(
+        "a primary whose disk is full leaves it to those that have room",
+        as_leader(engine=primary(unfit="no room")),
+        Reason.GIVES_UP_UNFIT,
+        (Fence(),),
+    ),
+    Case(
+        "a primary whose disk is full goes on where the others' are full as well",
+        as_leader(
+            engine=primary(unfit="no room"),
+            instance=replace(instance(), members=tuple(replace(m, unfit=True) for m in instance().members)),
+        ),
+        Reason.STEADY_PRIMARY,
+    ),
+    Case(
         "a standby that has stalled is exchanged: the record claims less first",
         as_leader(
             desired=desired(replication=SYNC),

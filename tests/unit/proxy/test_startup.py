@@ -110,6 +110,13 @@ def test_names_that_are_no_utf8_are_the_servers_to_judge():
     first, _ = read_first(data)
     assert isinstance(first, Startup)
     assert first.packet == data
+    assert first.user.encode(errors="surrogateescape") == b"j\xfcrgen"
+
+
+def test_a_name_that_is_too_long_is_cut_as_the_server_cuts_it():
+    first, _ = read_first(startup("user", "é" * 40))
+    assert isinstance(first, Startup)
+    assert first.user.encode(errors="surrogateescape") == ("é" * 40).encode()[:63]
 
 
 def test_a_first_packet_and_what_lies_behind_it_are_kept_apart():
