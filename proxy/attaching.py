@@ -23,6 +23,7 @@ from proxy.postgres.login import LoggedIn, LoginRefused, ServerLogin
 from proxy.postgres.messages import Garbled
 from proxy.postgres.scram import Login
 from proxy.postgres.server_side import NOT_YET, TOO_MANY_CLIENTS
+from proxy.postgres.statements import names_mute
 from proxy.routing import Forward, Hold, Refuse, admit
 from proxy.server import Client, ServerLink
 from proxy.table import Bound, Fence
@@ -115,7 +116,7 @@ async def _dial(session: Traveller, gate: Gate, forward: Forward) -> str:
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S) as session.dialing:
             answer = await link.log_in(
-                forward.endpoint, ServerLogin(session.login, session.parameters, secrets.token_urlsafe(NONCE_BYTES))
+                forward.endpoint, ServerLogin(session.login, _parameters(session), secrets.token_urlsafe(NONCE_BYTES))
             )
             if isinstance(answer, LoginRefused):
                 return _refused(session, gate, answer, member)
@@ -140,6 +141,15 @@ async def _dial(session: Traveller, gate: Gate, forward: Forward) -> str:
         if not taken:
             gate.table.unbind(session)
             link.abort()
+
+
+def _parameters(session: Traveller) -> tuple[tuple[str, str], ...]:
+    """Where the proxy must hear the server's warnings, no setting of the role or database may forbid them."""
+    own = session.parameters
+    strict = session.fence is not None and session.fence.strict
+    if not strict or any(names_mute(name, value) for name, value in own):
+        return own
+    return (*own, ("client_min_messages", "notice"))
 
 
 def _expired(session: Traveller, gate: Gate) -> bool:

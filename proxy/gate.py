@@ -13,6 +13,7 @@ from core.log import EventLog
 from proxy.failures import Failures
 from proxy.inner_tls import InnerTls
 from proxy.keys import Keys
+from proxy.postgres.requests import Pool
 from proxy.table import Table
 from proxy.verifiers import Verifiers
 
@@ -92,6 +93,7 @@ class Gate:
     tasks: Tasks = field(default_factory=Tasks)
     guests: set[Guest] = field(default_factory=set)
     cancels: Keys = field(default_factory=Keys)
+    statements: Pool = field(default_factory=Pool)  # that sessions have prepared
     stopping: bool = False  # nobody new gets a server
     refused: int = 0
     bytes_in: int = 0  # of connections that have ended

@@ -19,10 +19,10 @@ from proxy.gate import Gate
 from proxy.inner_tls import secured
 from proxy.postgres.carried import DISMISSED, LAST_WORDS, Inquiry, Restoring
 from proxy.postgres.doubt import Doubt
-from proxy.postgres.frames import ERROR, READY_BYTES, READY_KIND, Boundary
+from proxy.postgres.frames import ERROR, Boundary
 from proxy.postgres.login import LoggedIn, LoginRefused, ServerLogin
-from proxy.postgres.messages import READY_IDLE, Garbled, Stream, error_fields, message
-from proxy.postgres.requests import IDLE, Requests
+from proxy.postgres.messages import Garbled, Stream, error_fields, message
+from proxy.postgres.requests import Requests
 from proxy.sockets import close_soon, outgoing, read_on
 from proxy.table import Fence
 
@@ -110,7 +110,7 @@ class ServerLink(asyncio.Protocol):
             restoring.feed(early)
         await self._exchange(restoring.begin(), take)
         self.parameters |= restoring.parameters
-        self._early = restoring.notifications + self._early
+        self._early = restoring.notifications + restoring.rest + self._early
 
     async def ask(self, inquiry: Inquiry) -> None:
         """While the session rests: nothing else may be sent until this returns, or the link is lost."""
@@ -120,6 +120,9 @@ class ServerLink(asyncio.Protocol):
             if passed and self._client.transport is not None and not self._expired():
                 self._client.transport.write(passed)
             self.dismissal = inquiry.dismissal or self.dismissal
+            if inquiry.done and inquiry.rest:
+                self._aside = Stream()
+                self._aside.push(inquiry.rest)
             return inquiry.done
 
         await self._exchange(inquiry.begin(), take)
@@ -183,23 +186,8 @@ class ServerLink(asyncio.Protocol):
         if fence is not None and self._now() >= fence.until_s:
             client.cut()
             return
-        if (
-            requests.outstanding == 1
-            and data[-READY_BYTES:] == READY_IDLE
-            and boundary.kind == READY_KIND
-            and boundary.state == IDLE
-            and self._doubt is None
-            and self._aside is None
-            and transport is not None
-        ):
-            # One request, its whole answer, no transaction before or after it: the boundary is where it was.
-            requests.outstanding = 0
-            client.bytes_out += len(data)
-            transport.write(data)
-            if requests.changed or (fence is not None and (fence.paused or fence.strict)):
-                self._rest()
-            return
-        if self._aside is not None or (requests.outstanding == 0 and not requests.open):
+        idle = requests.outstanding == 0 and not requests.open
+        if self._aside is not None or (idle and self.quiet):
             data = self._unasked(data)
             if not data:
                 return
@@ -207,17 +195,20 @@ class ServerLink(asyncio.Protocol):
             data = self._doubt.feed(data, awaited=requests.outstanding > 0)
             if not data:
                 return
-        boundary.feed(data, requests.outstanding > 1)
+        boundary.feed(data)
         if transport is None:
             return
         client.bytes_out += len(data)
         transport.write(data)
-        if not boundary.readies:
-            requests.copy_asked = boundary.copy_asked
-        else:
+        if boundary.readies:
             requests.ready(boundary.readies, boundary.state)
             if requests.outstanding == 0:
                 self._rest()
+        else:
+            requests.copy_asked = boundary.copy_asked
+            requests.unclear |= boundary.lost
+            if idle and self.quiet:
+                self._rest()  # who wanted to ask may have found it half-way through a message
 
     def _rest(self) -> None:
         """All is answered."""
@@ -252,7 +243,7 @@ class ServerLink(asyncio.Protocol):
         """At a message boundary: watch acknowledgements where the route asks for it."""
         fence = self._client.fence
         strict = fence is not None and fence.strict
-        if strict is (self._doubt is None):
+        if strict is (self._doubt is None) and not (self._doubt is not None and self._doubt.holds):
             self._doubt = Doubt() if strict else None
 
     def _expired(self) -> bool:
@@ -280,6 +271,11 @@ class ServerLink(asyncio.Protocol):
     def may_be_told(self) -> bool:
         """All that the client got so far is whole messages, and the last of them did not tell it the end already."""
         return self._boundary.between and not self._boundary.after_error
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing that the server has begun to say is unfinished."""
+        return self._boundary.between and self._aside is None and not (self._doubt is not None and self._doubt.holds)
 
     @property
     def lost(self) -> bool:

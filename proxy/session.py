@@ -27,6 +27,7 @@ from proxy.postgres.messages import READY_IDLE, Garbled, backend_key, parameter_
 from proxy.postgres.requests import Requests
 from proxy.postgres.scram import Login
 from proxy.postgres.startup import Startup
+from proxy.postgres.statements import mutes
 from proxy.server import ServerLink
 from proxy.sockets import LINGER_S, part_with
 from proxy.table import Fence
@@ -34,6 +35,7 @@ from proxy.waiting import Waiting
 
 log = EventLog("proxy.session")
 NO = frozenset({"", "0", "f", "false", "n", "no", "of", "off"})
+INQUIRY_S = 5.0  # a server that does not answer the proxy's question for so long is lost
 SETTLED_S = 0.05  # a client is silent so long before its server is asked what its session carries
 
 
@@ -59,7 +61,8 @@ class Session(asyncio.Protocol):
         self.address = client_address(transport)
         self.login = login
         self.parameters = tuple(pair for pair in startup.parameters.items() if is_ordinary(*pair))
-        self.requests = Requests()
+        self.requests = Requests(gate.statements)
+        self.requests.muted = any(mutes(*pair) for pair in startup.parameters.items())
         self.waiting = Waiting(self, gate)
         self.kept = False
         self.departure: Departure | None = None
@@ -132,6 +135,9 @@ class Session(asyncio.Protocol):
             return
         self.bytes_in += len(data)
         self.requests.feed(data)
+        if self.requests.muted and fence is not None and fence.strict:
+            self._end_with(refusals.MUTED)
+            return
         link.write(data)
 
     def _release(self) -> None:
@@ -248,7 +254,7 @@ class Session(asyncio.Protocol):
 
     def rested(self) -> None:
         """The session may be at rest, and either its fence is paused or something may have changed."""
-        if self._link is None or not self.requests.resting or self._asking is not None:
+        if not self._may_be_asked() or self._asking is not None:
             return
         if self.fence is not None and self.fence.paused:
             self._holding = True
@@ -261,41 +267,52 @@ class Session(asyncio.Protocol):
 
     def _settled(self, bytes_in: int) -> None:
         self._settling = None
-        if self.bytes_in == bytes_in and self._link is not None and self.requests.resting and self._asking is None:
+        if self.bytes_in == bytes_in and self._may_be_asked() and self._asking is None:
             self._begin_asking()
         else:
             self.rested()
+
+    def _may_be_asked(self) -> bool:
+        """Whole messages in both directions, none of which is owed an answer."""
+        return self._link is not None and self.requests.resting and self._link.quiet
 
     def _begin_asking(self) -> None:
         self._asking = self._gate.tasks.spawn(self._ask(), f"inquiry {self.address}", failed=self._close)
 
     async def _ask(self) -> None:
         """Ask the server what the session carries; hold the client meanwhile."""
-        link, inquiry = self._link, Inquiry(self.login.user, self.requests.names)
+        link, asked = self._link, False
         try:
             async with self._gate.inquiries(self.instance):
-                if link is None or self._link is not link or not self.requests.resting:
+                if link is None or self._link is not link or not self._may_be_asked():
                     return
                 if self.fence is not None and self._now() >= self.fence.until_s:
                     self.cut()
                     return
-                self._holding = True
-                await link.ask(inquiry)
+                self._holding = asked = True
+                inquiry = Inquiry(self.login.user, self.requests.names, texts=self.requests.doubtful)
+                async with asyncio.timeout(INQUIRY_S):
+                    await link.ask(inquiry)
                 if self._link is link:
                     self._take_answer(inquiry)
+        except TimeoutError:
+            log.warning("inquiry_timed_out", client=self.address, instance=self.instance)
+            if self._link is link and link is not None:
+                self._part_from_server(link, refusals.server_lost)
         except OSError:
             pass  # the link is lost, and the session knows
         except Garbled as error:
             self._end_with(refusals.server_lost(f"its server was not understood: {error}"))
         finally:
-            self._asking = None
-            if not self._ended and link is self._link:
-                self._asked()
+            if self._asking is asyncio.current_task():
+                self._asking = None
+                if not self._ended and link is self._link:
+                    self._asked(asked=asked)
 
-    def _asked(self) -> None:
+    def _asked(self, *, asked: bool) -> None:
         """An answer that does not come a second time either would keep a switchover waiting for nothing."""
         if self.fence is not None and self.fence.paused:
-            self._parked = self._holding
+            self._parked = self._holding and asked
         else:
             self._holding = False
             self._release()
@@ -305,7 +322,7 @@ class Session(asyncio.Protocol):
             log.info("inquiry_failed", client=self.address, instance=self.instance, error=inquiry.failed)
             return
         self._carried = inquiry.answer()
-        _ = self.requests.confirm(self._carried.by_protocol)
+        _ = self.requests.confirm(inquiry.statements())
 
     def _obstacle(self) -> str | None:
         """Why the session cannot go to another server: None when it can, empty when its client knows best."""
@@ -316,13 +333,7 @@ class Session(asyncio.Protocol):
             return ""
         if self._carried.obstacles:
             return f"The session {' and '.join(self._carried.obstacles)}, which cannot be moved."
-        if requests.hidden:
-            return "The session may have set settings whose names are not known to the proxy."
-        if requests.overflowed:
-            return "The session has more prepared statements than the proxy keeps."
-        if requests.changed:
-            return "What the session carries was not known yet."
-        return None
+        return requests.obstacle
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -354,6 +365,9 @@ class Session(asyncio.Protocol):
         self._table.unbind(self)
         self._link, self._parked, self._holding = None, False, False
         self.fence = None
+        asking, self._asking = self._asking, None
+        if asking is not None and asking is not asyncio.current_task():
+            asking.cancel()
         link.abort()
         self._look_for_server()
 
@@ -404,6 +418,7 @@ class Session(asyncio.Protocol):
         self._table.unbind(self)
         self._gate.cancels.withdraw(self._key)
         self._gate.gone(self)
+        self.requests.release()
         if not self.kept:
             return
         log.info(

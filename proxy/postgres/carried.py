@@ -3,8 +3,9 @@ steps that make it again.
 
 The server itself is asked, on the session's own connection while the session is at rest, so the answer is what holds:
 settings that were set or reset, the role, channels listened to, statements prepared by SQL, and which of those prepared
-by the protocol are still there. It is asked by a statement with a name, because a simple query would take the client's
-unnamed one away. What cannot be made again (`obstacles`) keeps a session where it is: it ends with its server.
+by the protocol are still there, with their texts if the proxy's own copies are in doubt. It is asked by a statement
+with a name, because a simple query would take the client's unnamed one away. What cannot be made again (`obstacles`)
+keeps a session where it is: it ends with its server. So does more than the server is asked to tell (`TOLD_BYTES_MAX`).
 
 Left behind without a word are the values of `currval` and `lastval`, and notifications that are sent while a session is
 between two servers.
@@ -12,6 +13,7 @@ between two servers.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,37 +31,46 @@ from proxy.postgres.messages import (
 )
 
 STATEMENT = b"moorage_state"
-ANSWER_BYTES_MAX = 2 << 20
+TOLD_BYTES_MAX = 2 << 20  # of names and values
+ANSWER_BYTES_MAX = TOLD_BYTES_MAX + (1 << 20)  # with what else may come: notifications
+ROW_BYTES = 64  # what a row costs beside its name and value
+TOO_MUCH = "carries more than the proxy keeps"
 DISMISSED = "57P01"  # a server stops, or ends one session on purpose
 LAST_WORDS = frozenset({DISMISSED, "57P02", "57P03"})  # of a server that ends
 QUESTION = b"""
-SELECT 'setting', name, setting FROM pg_catalog.pg_settings
+WITH carried (kind, name, value) AS (
+SELECT DISTINCT 'obstacle', 'has temporary objects', '' FROM pg_catalog.pg_depend
+ WHERE refclassid = 2615 AND refobjid = pg_catalog.pg_my_temp_schema()
+UNION ALL SELECT 'obstacle', 'has a cursor WITH HOLD', '' FROM pg_catalog.pg_cursors WHERE is_holdable
+UNION ALL SELECT DISTINCT 'obstacle', 'holds advisory locks', '' FROM pg_catalog.pg_locks
+ WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
+UNION ALL SELECT 'setting', name, setting FROM pg_catalog.pg_settings
  WHERE source = 'session' AND name NOT IN ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable')
 UNION ALL SELECT 'own', name, pg_catalog.current_setting(name, true) FROM pg_catalog.unnest($1::text[]) AS own (name)
  WHERE pg_catalog.current_setting(name, true) IS NOT NULL
 UNION ALL SELECT 'role', 'role', pg_catalog.current_setting('role') WHERE pg_catalog.current_setting('role') <> 'none'
 UNION ALL SELECT 'user', 'session_authorization', session_user
 UNION ALL SELECT 'channel', channel, '' FROM pg_catalog.pg_listening_channels() AS listening (channel)
-UNION ALL SELECT CASE WHEN from_sql THEN 'sql' ELSE 'protocol' END, name, CASE WHEN from_sql THEN statement END
+UNION ALL SELECT CASE WHEN from_sql THEN 'sql' ELSE 'protocol' END, name, CASE WHEN from_sql THEN statement
+  WHEN $2::pg_catalog.bool
+  THEN pg_catalog.concat(pg_catalog.array_to_string(parameter_types::oid[], ','), ' ', statement) END
   FROM pg_catalog.pg_prepared_statements WHERE name <> 'moorage_state'
-UNION ALL SELECT DISTINCT 'obstacle', 'has temporary objects', '' FROM pg_catalog.pg_depend
- WHERE refclassid = 2615 AND refobjid = pg_catalog.pg_my_temp_schema()
-UNION ALL SELECT 'obstacle', 'has a cursor WITH HOLD', '' FROM pg_catalog.pg_cursors WHERE is_holdable
-UNION ALL SELECT DISTINCT 'obstacle', 'holds advisory locks', '' FROM pg_catalog.pg_locks
- WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
-"""
+), size (bytes) AS (SELECT pg_catalog.sum(%d + pg_catalog.octet_length(name)
+ + coalesce(pg_catalog.octet_length(value), 0)) FROM carried)
+SELECT kind, name, value FROM carried WHERE (SELECT bytes FROM size) <= %d
+UNION ALL SELECT 'obstacle', '%s', '' FROM size WHERE bytes > %d
+""" % (ROW_BYTES, TOLD_BYTES_MAX, TOO_MUCH.encode(), TOLD_BYTES_MAX)
 _SET = b"SELECT pg_catalog.set_config($1::text, $2::text, false)"
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """`settings`: in the order in which they are set again. `by_sql`: PREPARE statements. `by_protocol`: names of those
-    that the client's Parse messages made. `obstacles`: why it cannot be moved."""
+    """`settings`: in the order in which they are set again. `by_sql`: PREPARE statements. `obstacles`: why it
+    cannot be moved."""
 
     settings: tuple[tuple[bytes, bytes], ...] = ()
     channels: tuple[bytes, ...] = ()
     by_sql: tuple[bytes, ...] = ()
-    by_protocol: frozenset[bytes] = frozenset()
     obstacles: tuple[str, ...] = ()
 
 
@@ -69,9 +80,10 @@ NOTHING = Carried()
 class Inquiry:
     """Asks once. `failed` says why there is no answer; `dismissal` is by what the server has ended the session."""
 
-    def __init__(self, user: str, names: Iterable[bytes]) -> None:
+    def __init__(self, user: str, names: Iterable[bytes], *, texts: bool = False) -> None:
         self._user = user.encode(errors="surrogateescape")
         self._names = b"{" + b",".join(b'"' + name + b'"' for name in sorted(names)) + b"}"
+        self._texts = b"t" if texts else b"f"
         self._stream = Stream()
         self._rows: list[tuple[bytes, bytes, bytes]] = []
         self._bytes = 0
@@ -80,7 +92,7 @@ class Inquiry:
         self.dismissal = b""
 
     def begin(self) -> bytes:
-        return parse(STATEMENT, QUESTION) + run(STATEMENT, [self._names]) + close(STATEMENT) + SYNC
+        return parse(STATEMENT, QUESTION) + run(STATEMENT, [self._names, self._texts]) + close(STATEMENT) + SYNC
 
     def feed(self, data: bytes) -> bytes:
         """What of the server's words is for the client: notifications and changed parameters. Garbled when it is no
@@ -106,6 +118,11 @@ class Inquiry:
                 case other:
                     raise Garbled(f"message {other!r} is no part of the answer")
         return passed
+
+    @property
+    def rest(self) -> bytes:
+        """When it is `done`: the beginning of a message that is no part of the answer."""
+        return self._stream.rest
 
     def _row(self, body: bytes) -> None:
         kind, name, value = (part or b"" for part in columns(body))
@@ -136,9 +153,29 @@ class Inquiry:
             settings=(*settings, *users, *of.get(b"role", [])),
             channels=tuple(name for name, _ in of.get(b"channel", [])),
             by_sql=tuple(statement for _, statement in by_sql),
-            by_protocol=frozenset(name for name, _ in of.get(b"protocol", [])),
             obstacles=tuple(dict.fromkeys(obstacles)),
         )
+
+    def statements(self) -> dict[bytes, bytes] | None:
+        """Those of the protocol by name: as a Parse message, or empty where the text was not asked for. None when there
+        is too much to be told."""
+        if any(kind == b"obstacle" and name == TOO_MUCH.encode() for kind, name, _ in self._rows):
+            return None
+        return {name: _parsing(name, value) for kind, name, value in self._rows if kind == b"protocol"}
+
+
+def _parsing(name: bytes, told: bytes) -> bytes:
+    """`told`: parameter types, then the text. They are the types that the server has found, so that the statement
+    becomes the same again."""
+    types, space, text = told.partition(b" ")
+    if not space:
+        return b""
+    try:
+        numbers = [int(number) for number in types.split(b",") if number]
+        described = struct.pack(f"!H{len(numbers)}I", len(numbers), *numbers)
+    except (ValueError, struct.error) as error:
+        raise Garbled("a prepared statement without its types") from error
+    return message(b"P", name + b"\0" + text + b"\0" + described)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +228,11 @@ class Restoring:
     @property
     def done(self) -> bool:
         return self._at == len(self._steps)
+
+    @property
+    def rest(self) -> bytes:
+        """When it is `done`: the beginning of a message that is no part of the answer."""
+        return self._stream.rest
 
     def feed(self, data: bytes) -> None:
         """Take what came from the server. Garbled when it is no answer to the steps."""

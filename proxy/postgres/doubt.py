@@ -8,7 +8,8 @@ By the extended protocol the acknowledgement (CommandComplete) comes before the 
 until the server goes on: to other results, which shows that it was not the last word, or to ReadyForQuery. It is not
 held while the server owes no ReadyForQuery: the client may wait for it before it sends the Sync that commits.
 
-A session that has set client_min_messages above `warning` hides the warning from the proxy as well.
+A session that sets client_min_messages above `warning` would hide the warning from the proxy as well, so it is ended
+where the route is strict (`statements`, `session`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from proxy.postgres.frames import READY, READY_BYTES
 from proxy.postgres.messages import HEADER_BYTES
 
 # "canceling wait for synchronous replication due to user request", and "canceling the wait for synchronous replication
-# and terminating connection": both with the same detail.
-WARNINGS = (b"wait for synchronous replication", b"might not have been replicated to the standby")
+# and terminating connection": both with the same detail. The name of the routine is the same in every language.
+WARNINGS = (
+    b"\0RSyncRepWaitForLSN\0",
+    b"wait for synchronous replication",
+    b"might not have been replicated to the standby",
+)
 HELD_BYTES_MAX = 64 << 10
 NOT_REPLICATED = refusals.error(
     "40003",
@@ -57,7 +62,7 @@ class Doubt:
         elif self._left >= len(data):
             self._left -= len(data)
             return b"" if self._dropping else data
-        elif data[-READY_BYTES:] in READY and not self.doubtful and not _warns(data):
+        elif data[-READY_BYTES:] in READY and not self.doubtful and not _warns(data) and _is_whole(data, self._left):
             self._left = 0
             return data
         return self._walk(data, awaited=awaited)
@@ -109,4 +114,12 @@ class Doubt:
 
 
 def _warns(data: bytes) -> bool:
-    return data.find(WARNINGS[0]) >= 0 or data.find(WARNINGS[1]) >= 0
+    return data.find(WARNINGS[0]) >= 0 or data.find(WARNINGS[1]) >= 0 or data.find(WARNINGS[2]) >= 0
+
+
+def _is_whole(data: bytes, at: int) -> bool:
+    """From the beginning of a message on. Rows may end in the bytes of a ReadyForQuery."""
+    end = len(data)
+    while at + HEADER_BYTES <= end:
+        at += 1 + _LENGTH.unpack_from(data, at + 1)[0]
+    return at == end

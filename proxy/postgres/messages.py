@@ -97,6 +97,10 @@ class Stream:
         finally:
             del buffer[:at]
 
+    def push(self, data: bytes) -> None:
+        """The beginning of a message."""
+        self._buffer += data
+
     @property
     def rest(self) -> bytes:
         """What is not a whole message yet."""

@@ -26,6 +26,11 @@ def server_lost(detail: str = "") -> bytes:
     return error("57P01", "terminating connection: the server has ended", AGAIN, detail=detail)
 
 
+MUTED = error(
+    "0A000",
+    "client_min_messages above warning is not supported here",
+    "The instance promises that what it acknowledges is replicated, and a warning is how the server says it is not.",
+)
 SHUTDOWN = error("57P01", "terminating connection: the proxy is stopping", "Connect again.")
 STARTUP_TIMEOUT = error("08006", "the client did not complete its startup in time")
 TOO_MANY = error("53300", "sorry, too many clients at this proxy already", "Connect to another node's proxy.")

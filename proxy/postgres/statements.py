@@ -6,7 +6,10 @@ costs one question to the server (`carried`); to say no where something does wou
 function does inside is not seen.
 
 Settings of an application's own (`myapp.tenant`) are the exception: the server does not list them, so their names are
-read here. A name that is not in the text (a parameter of set_config) cannot be asked for: `hidden`.
+read here. A name that is not in the text (a parameter of set_config) cannot be asked for: `hidden`. Nor does the server
+say which libraries it has loaded: `loads`.
+
+Apart from all that, a statement may `mute` the warnings that the proxy listens for (`doubt`).
 """
 
 from __future__ import annotations
@@ -22,19 +25,22 @@ READ_BYTES_MAX = 64 << 10  # a longer one is taken to change something
 @dataclass(frozen=True, slots=True)
 class Effect:
     """`names`: settings of its own that the statement may set, in lower case. `hidden`: it may set some whose names it
-    does not show. `forgets`: all settings are as after the login."""
+    does not show. `forgets`: all settings are as after the login. `loads`: a library. `mutes`: the server may no longer
+    say its warnings, be it for one transaction."""
 
     changes: bool = False
     names: frozenset[bytes] = frozenset()
     hidden: bool = False
     forgets: bool = False
+    loads: bool = False
+    mutes: bool = False
 
 
 NONE = Effect()
 UNREAD = Effect(changes=True, hidden=True)
 # Most statements: one that begins like this, calls nothing and makes nothing temporary, changes nothing.
 _COMMON = frozenset({b"select", b"insert", b"update", b"delete"})
-_OPENING = ord("(")
+_OPENING, _UPDATE = b"(u"
 # One of these is in every statement that changes something. Cheap to look for, not yet the verdict.
 _WORDS = re.compile(rb"set|liste|prepa|alloc|temp|hold|advis|load|disca|call|do\b|origin")
 _FORGETS = re.compile(rb"\s*(?:discard|reset)\s+all\s*;?\s*")
@@ -44,10 +50,21 @@ _PLAIN = re.compile(
     rb"|savepoint|release|fetch|move|close|show|lock|notify|truncate|vacuum|analyze|checkpoint|refresh|comment|grant"
     rb"|revoke|alter|reindex|cluster|prepare\s+transaction|set\s+(?:local|transaction|constraints))\b"
 )
-_IN_PLAIN = re.compile(rb"set_config|setseed|advisory_(?:lock|unlock)|into\s+temp|pg_temp|session_setup")
+_IN_PLAIN = re.compile(
+    rb"set_config|setseed|advisory_(?:lock|unlock)|into\s+temp|pg_temp|session_setup|update\b.*pg_settings", re.DOTALL
+)
 _NAMED = re.compile(rb"\bset\s+(?:session\s+)?\"?([a-z_\x80-\xff][\w$\x80-\xff]*\.[\w$.\x80-\xff]+)")
 _CONFIG = re.compile(rb"set_config\s*\(\s*(?:(?:pg_catalog\.)?e?'([^'\\]*)'(?:::\w+)?\s*,)?")
 _CONFIG_LOCAL = re.compile(rb"set_config\s*\(\s*[^,()]+(?:::\w+)?\s*,[^,()]+,\s*(?:true|'t'|'true')(?:::\w+)?\s*\)")
+_BLANK = rb"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
+_LOADS = re.compile(rb"\bload" + _BLANK + rb"(?:e|u&)?['$]", re.DOTALL)
+_MUTED = b"client_min_messages"
+_MUTES = re.compile(
+    rb"(?:\bset\s+(?:session\s+|local\s+)?\"?client_min_messages\"?\s*(?:=|\bto\b)"
+    rb"|set_config\s*\(\s*e?'client_min_messages'(?:::\w+)?\s*,)"
+    rb"(?!\s*e?'?(?:debug\d?|log|notice|info|warning|default)\b)|update\b.*pg_settings.*client_min_messages",
+    re.DOTALL,
+)
 _cache: dict[bytes, Effect] = {}
 
 
@@ -57,7 +74,13 @@ def effect_of(statement: bytes) -> Effect:
         return UNREAD
     text = statement.lower()
     # `find` and a number, because `in` with bytes first tries to make a number of them, which is dear.
-    if text[:6] in _COMMON and _OPENING not in text and text.find(b";", 0, -1) < 0 and text.find(b"temp") < 0:
+    if (
+        text[:6] in _COMMON
+        and _OPENING not in text
+        and text.find(b";", 0, -1) < 0
+        and text.find(b"temp") < 0
+        and (text[0] != _UPDATE or text.find(b"pg_settings") < 0)
+    ):
         return NONE
     if _WORDS.search(text) is None:
         return NONE
@@ -71,9 +94,25 @@ def effect_of(statement: bytes) -> Effect:
     return found
 
 
+def mutes(name: str, value: str) -> bool:
+    """Whether a startup parameter does."""
+    level = r"client_min_messages\s*=\s*'?(?:error|fatal|panic)"  # in options: `-c name=value` or `--name=value`
+    return re.search(level, _shown(name, value)) is not None
+
+
+def names_mute(name: str, value: str) -> bool:
+    """Whether a startup parameter says which messages are sent."""
+    return "client_min_messages" in _shown(name, value)
+
+
+def _shown(name: str, value: str) -> str:
+    return (value if name == "options" else f"{name}={value}").lower().replace("-", "_")
+
+
 def _examine(text: bytes) -> Effect:
+    muting = _MUTED in text and _MUTES.search(text) is not None
     if not _may_change(text):
-        return NONE
+        return Effect(mutes=True) if muting else NONE
     if _FORGETS.fullmatch(text):
         return Effect(changes=True, forgets=True)
     names = {name for name in _NAMED.findall(text) if not name.endswith(b".")}
@@ -83,7 +122,7 @@ def _examine(text: bytes) -> Effect:
         for name in _CONFIG.findall(lasting):
             names |= {name} if b"." in name else set()
             hidden |= not name
-    return Effect(True, frozenset(names), hidden)
+    return Effect(True, frozenset(names), hidden, loads=_LOADS.search(text) is not None, mutes=muting)
 
 
 def _may_change(text: bytes) -> bool:

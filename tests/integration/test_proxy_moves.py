@@ -181,6 +181,49 @@ async def test_statements_that_the_client_has_closed_do_not_come_back(proxy, ser
         assert (kept, gone) == (1, 0)
 
 
+@pytest.mark.parametrize("closing", [b"", messages.parse(b"", b"SELEC") + messages.close(b"s1")])
+@pytest.mark.parametrize("planned", [True, False], ids=["planned", "crash"])
+async def test_a_session_goes_on_with_the_statement_that_its_server_has_kept(proxy, servers, closing, planned):
+    """A second Parse of the same name is refused; behind an error in the same pipeline its Close is not even read."""
+    m1, m2 = servers
+    m2.value("TRUNCATE counted; INSERT INTO counted VALUES (1)")
+    await proxy.serve(m1)
+    client = await RawClient.connect(proxy.rw_port)
+    client.send(messages.parse(b"s1", b"SELECT current_setting('cluster_name'), $1::int + 41") + messages.SYNC)
+    await client.until("Z")
+    client.send(closing + messages.parse(b"s1", b"DELETE FROM counted WHERE n = $1") + messages.SYNC)
+    assert "E" in [kind for kind, _ in await client.until("Z")]
+    if planned:
+        await switch(proxy, m1, m2)
+    else:
+        await settled(proxy, m1)
+        await proxy.serve(m2, term=2)
+    client.send(messages.run(b"s1", [b"1"]) + messages.SYNC)
+    assert ("D", b"\0\2\0\0\0\2m2\0\0\0\00242") in await client.until("Z")
+    assert m2.value("SELECT count(*) FROM counted") == 1
+    client.close()
+
+
+async def test_statements_with_types_and_in_another_encoding_go_along_as_they_are(proxy, servers):
+    m1, m2 = servers
+    await proxy.serve(m1)
+    client = await RawClient.connect(proxy.rw_port)
+    typed = messages.message(b"P", b"s1\0SELECT pg_typeof($1), 'h\xc3\xbc'\0\0\1\0\0\0\x14")
+    client.send(query("SET client_encoding = 'UTF8'") + typed + messages.SYNC + query("SET client_encoding = 'LATIN1'"))
+    for _ in range(3):
+        heard = await client.until("Z")
+    assert "E" not in [kind for kind, _ in heard]
+    client.send(messages.message(b"P", b"s2\0SELECT pg_typeof($1 + 1::int2)\0\0\0") + messages.SYNC)
+    await client.until("Z")
+    await switch(proxy, m1, m2)
+    client.send(messages.run(b"s1", [b"1"]) + messages.SYNC)
+    rows = [body for kind, body in await client.until("Z") if kind == "D"]
+    assert rows == [b"\0\2\0\0\0\6bigint\0\0\0\2h\xfc"]
+    client.send(messages.run(b"s2", [b"1"]) + messages.SYNC)
+    assert "D" in [kind for kind, _ in await client.until("Z")]
+    client.close()
+
+
 async def test_an_unnamed_statement_is_there_for_the_bind_that_comes_later(proxy, servers):
     m1, m2 = servers
     await proxy.serve(m1)
@@ -404,6 +447,8 @@ async def divide(connection: psycopg.AsyncConnection[Any]) -> None:
         ("SELECT pg_advisory_lock(1)", "holds advisory locks"),
         ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", "has a cursor WITH HOLD"),
         ("SELECT set_config(md5('x') || '.y', '1', false)", "names are not known"),
+        ("LOAD 'auto_explain'", "has loaded a library"),
+        ("SELECT set_config('a.b', repeat('x', 3 << 20), false)", "carries more than the proxy keeps"),
     ],
 )
 @pytest.mark.parametrize("planned", [True, False], ids=["planned", "crash"])
@@ -647,6 +692,47 @@ async def test_a_commit_whose_wait_ends_with_the_session_is_not_acknowledged(pro
     rest = await client.rest()
     client.close()
     assert b"INSERT 0 1" not in rest
+
+
+SILENCING = "client_min_messages above warning"
+
+
+async def test_a_session_may_not_silence_the_warning_where_the_route_is_strict(proxy, servers):
+    m1 = servers[0]
+    await proxy.serve(m1, strict=True)
+    talker, born = await RawClient.connect(proxy.rw_port), await RawClient.open(proxy.rw_port)
+    assert await talker.value("SET client_min_messages = warning") == ""
+    talker.send(query("SET client_min_messages = error"))
+    await born.log_in(options="-c client_min_messages=error")
+    born.send(query("SELECT 1"))
+    for client in (talker, born):
+        fields = messages.error_fields((await client.rest())[5:])
+        assert (fields["C"], SILENCING in fields["M"]) == ("0A000", True)
+        client.close()
+
+
+async def test_a_session_that_is_silent_is_ended_when_the_route_becomes_strict(proxy, servers):
+    m1 = servers[0]
+    await proxy.serve(m1)
+    client = await RawClient.connect(proxy.rw_port)
+    await client.value("SET client_min_messages = error")
+    assert await client.value("SHOW client_min_messages") == "error"
+    await proxy.serve(m1, strict=True)
+    client.send(query("SELECT 1"))
+    assert (await told(client))[0] == "0A000"
+
+
+async def test_a_role_may_not_silence_the_warning_where_the_route_is_strict(proxy, servers):
+    m1 = servers[0]
+    m1.value("ALTER ROLE app SET client_min_messages = error")
+    try:
+        for strict, level in ((True, "notice"), (False, "error")):
+            await proxy.serve(m1, strict=strict)
+            async with await proxy.connect(user="app") as connection:
+                await connection.execute("RESET ALL")
+                assert await value(connection, "SHOW client_min_messages") == level
+    finally:
+        m1.value("ALTER ROLE app RESET client_min_messages")
 
 
 async def test_large_results_pass_unharmed_where_the_route_is_strict(proxy, servers):

@@ -380,7 +380,7 @@ class Engine:
         entries, start = data.wal[stream.sent : data.flushed], stream.sent
         stream.sent = max(stream.sent, data.flushed)
         timeline, history, written = data.timeline, data.history, len(data.wal)
-        stream.until = max(stream.until, self.world.now + self.network.delay())
+        stream.until = max(stream.until + 1e-6, self.world.now + self.network.delay())
         self.world.push(
             stream.until - self.world.now,
             replica.process,
@@ -433,7 +433,8 @@ class Engine:
             return None
         self.checkers.joined(self, source, length)
         self._source = answer
-        self.network.stream(self.host.name, source.process, lambda: source.begin(answer))
+        if not self.network.stream(self.host.name, source.process, lambda: source.begin(answer)):
+            self._break(answer)
         return None
 
     def _connected(self, _result: Any) -> None:
@@ -460,7 +461,8 @@ class Engine:
         if entries:
             self.checkers.received(self, entries)
             source, length = stream.primary, len(data.wal)
-            self.network.stream(self.host.name, source.process, lambda: source.confirm(stream, length))
+            if not self.network.stream(self.host.name, source.process, lambda: source.confirm(stream, length)):
+                self._break(stream)
         self._ship()  # to those that stream from here
 
     def _leave(self) -> None:

@@ -115,7 +115,8 @@ def lose_disk(s: Scenario) -> End | None:
     node = s.world.rng.choice(list(group.nodes.values()))
     entry = s.etcd.store.entries[keys.ha(group.ref)]
     ha = parse(HaRecord, entry.value)
-    kept = node.member != ha.leader or (ha.sync.mode != "async" and ha.sync.k > 0 and group.replication.strict)
+    led = keys.leader(group.ref) in s.etcd.store.entries
+    kept = node.member != ha.leader or (led and ha.sync.mode != "async" and ha.sync.k > 0 and group.replication.strict)
     before = s.fault_counts["lose_disk"] + s.fault_counts["change_replication"] + s.fault_counts["remove_member"]
     if before or s.fault_counts["force"] or not ha.system_id or not kept:
         return None

@@ -180,6 +180,8 @@ class Group:
         here = {member.member for member in able}
         if (setting.k, len(setting.names)) != (k, names) or not here.issuperset(setting.names):
             return f"the setting is {setting}"
+        if not k and setting.mode != "async":
+            return "nothing is acknowledged"
         same = record.mode == wanted.mode and (record.k, set(record.names)) == (k, set(setting.names))
         return "" if same else f"the record is {record}, the setting {setting}"
 

@@ -62,10 +62,12 @@ class Network:
         if target.alive:
             self.world.push(self.delay(), target, do)
 
-    def stream(self, source: str, target: Process, do: Callable[[], None]) -> None:
-        """A message on an open connection: late, but never lost unless the network is cut."""
-        if target.alive and self.passes(source, target.host.name):
-            self.world.push(0.0003 + 0.0017 * self._random(), target, do)
+    def stream(self, source: str, target: Process, do: Callable[[], None]) -> bool:
+        """A message on an open connection: late, but never lost unless the network is cut; False then."""
+        if not target.alive or not self.passes(source, target.host.name):
+            return False
+        self.world.push(0.0003 + 0.0017 * self._random(), target, do)
+        return True
 
     def call(
         self, caller: Process, target: Process, handler: Callable[[Reply], None], *, timeout_s: float,

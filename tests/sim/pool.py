@@ -25,6 +25,7 @@ class Totals:
     """Of all seeds that were run."""
 
     seeds: int = 0
+    long: int = 0
     failed: list[Outcome] = field(default_factory=list)
     acked: int = 0
     terms: int = 0
@@ -38,6 +39,7 @@ class Totals:
 
     def add(self, outcome: Outcome) -> None:
         self.seeds += 1
+        self.long += outcome.is_long
         self.acked += outcome.acked
         self.terms += outcome.terms
         self.failovers += outcome.failovers
@@ -51,6 +53,7 @@ class Totals:
 
     def merge(self, other: Totals) -> None:
         self.seeds += other.seeds
+        self.long += other.long
         self.failed += other.failed
         self.acked += other.acked
         self.terms += other.terms
@@ -65,7 +68,7 @@ class Totals:
         """For the end of a run."""
         kinds = ", ".join(f"{name} {count}" for name, count in self.faults.most_common())
         return (
-            f"{self.seeds} seeds, {len(self.failed)} failed, in {self.took_s:.0f} s\n"
+            f"{self.seeds} seeds, {self.long} of them long, {len(self.failed)} failed, in {self.took_s:.0f} s\n"
             f"  simulated: {self.simulated_s / 3600:.1f} hours, {self.terms} leaderships, {self.failovers} failovers, "
             f"{self.handovers} handovers\n"
             f"  writes acknowledged and looked for at the end: {self.acked}\n"

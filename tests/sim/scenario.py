@@ -1,8 +1,8 @@
 """One whole run from one seed: one instance or two are made, written to, troubled, left in peace, and looked at.
 
-A seed holds some twenty simulated seconds: twelve of trouble with about eight faults that overlap as they like
-and may begin before anything is made, and the way back to an instance that is whole. Time in which nothing happens
-finds nothing.
+Every third seed is a long one: some twenty simulated seconds, twelve of trouble with about eight faults that overlap
+as they like and may begin before anything is made, and the way back to an instance that is whole. The others hold half
+as much. Time in which nothing happens finds nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ OTHER_REF = InstanceRef("demo", "stock")
 CASCADES = 0.3  # of the seeds with members enough for it
 READY_WITHIN_S = 25.0
 BEGINS_WITHIN_S = (0.3, 6.0)  # the trouble, or when the instance is whole for the first time
+LONG_EVERY = 3
 TROUBLE_S = (8.0, 16.0)
+SHORT_TROUBLE_S = (3.5, 8.0)
 FAULT_EVERY_S = 1.5
 PEACE_S = 60.0  # within which the instance must be whole again
 WHOLE_FOR_S = 1.5
@@ -64,6 +66,7 @@ class Outcome:
     terms: int
     failovers: int  # another member leads than before, without a handover
     handovers: int
+    is_long: bool
     simulated_s: float
     whole_after_s: float  # the last fault's end
     faults: Counter[str]
@@ -76,6 +79,7 @@ class Scenario:
 
     def __init__(self, seed: int, shape: Shape | None = None) -> None:
         self.seed = seed
+        self.is_long = seed % LONG_EVERY == 0
         self.world = world = World(seed)
         self.shape = shape or _shape(world)
         self.network = Network(world)
@@ -179,6 +183,7 @@ class Scenario:
             terms=sum(len(c.terms) for c in checkers),
             failovers=sum(c.failovers() for c in checkers),
             handovers=sum(len(c.handed) for c in checkers),
+            is_long=self.is_long,
             simulated_s=self.world.now,
             whole_after_s=self.whole_after_s,
             faults=self.fault_counts,
@@ -209,7 +214,7 @@ class Scenario:
 
     def _trouble(self) -> None:
         rng, world = self.world.rng, self.world
-        end = world.now + rng.uniform(*TROUBLE_S)
+        end = world.now + rng.uniform(*(TROUBLE_S if self.is_long else SHORT_TROUBLE_S))
         number = 0
         while True:
             world.run(min(end, world.now + rng.expovariate(1 / FAULT_EVERY_S)))

@@ -11,7 +11,7 @@ from tests.sim import pool
 from tests.sim.__main__ import told
 from tests.sim.scenario import Scenario
 
-SEEDS = int(os.environ.get("MOORAGE_SIM_SEEDS", "20000"))
+SEEDS = int(os.environ.get("MOORAGE_SIM_SEEDS", "4000"))
 JOBS = 2
 TOLD_MAX = 3
 # What needs a situation the troubles do not make.
@@ -20,7 +20,7 @@ NOT_SHOWN = frozenset(
         Reason.FOREIGN_DATA,
         Reason.GIVES_UP_FOREIGN,
         Reason.GIVES_UP_STOPPED,
-        Reason.GIVES_UP_UNKILLABLE,
+        Reason.GIVES_UP_UNFIT,  # no disk is ever full
         Reason.LEADER_UNKNOWN,
         Reason.POSITION_UNKNOWN,  # a log is never empty
     }
@@ -43,8 +43,8 @@ def test_the_invariants_hold_through_any_trouble(totals: pool.Totals) -> None:
 
 @pytest.mark.timeout(1800)
 def test_a_run_is_full_of_troubles_failovers_and_writes(totals: pool.Totals) -> None:
-    assert totals.faults.total() > 5 * SEEDS, totals.told()
-    assert totals.failovers > SEEDS / 2, totals.told()
+    assert totals.faults.total() > 4 * SEEDS, totals.told()
+    assert totals.failovers > SEEDS / 3, totals.told()
     assert totals.handovers > SEEDS / 20, totals.told()
     assert totals.acked > 30 * SEEDS, totals.told()
 

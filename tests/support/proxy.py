@@ -281,6 +281,12 @@ class Proxy:
         """The same table once more, for its report."""
         return await self.send(*self._routes)
 
+    async def declare(self, **verifiers: str) -> ProxyReport:
+        """These users as well, of all instances."""
+        passwords = Passwords(mock_secret="00" * 32, verifiers={**VERIFIERS, **verifiers})
+        told = Declared(passwords=dict.fromkeys((route.instance for route in self._routes), passwords))
+        return await self.send_line(encode(told) + encode(RouteTable(seq=self.seq, routes=self._routes)))
+
     async def send_line(self, line: bytes) -> ProxyReport:
         async with asyncio.timeout(10):
             if self._control is None:
@@ -437,6 +443,9 @@ class RawClient:
     async def log_in(self, *, slowly: bool = False, behind: bytes = b"", **parameters: str) -> list[tuple[str, bytes]]:
         """As the servers' owner; what came with the answer. `behind`: sent together with the last of it."""
         await self.prove(slowly=slowly, behind=behind, **parameters)
+        return await self.greeted()
+
+    async def greeted(self) -> list[tuple[str, bytes]]:
         greeting = await self.until("Z")
         for kind, body in greeting:
             if kind == "K":
@@ -445,8 +454,12 @@ class RawClient:
 
     async def prove(self, *, slowly: bool = False, behind: bytes = b"", **parameters: str) -> None:
         """Startup packet and password; the answer is left to be read."""
-        scram = scram_client(OWNER_PASSWORD)
         await self._say(startup_packet(**parameters), slowly=slowly)
+        await self.prove_password(slowly=slowly, behind=behind)
+
+    async def prove_password(self, *, slowly: bool = False, behind: bytes = b"") -> None:
+        """Behind a startup packet."""
+        scram = scram_client(OWNER_PASSWORD)
         await self.until("R")
         first = b"SCRAM-SHA-256\0" + struct.pack("!I", len(scram.first())) + scram.first()
         await self._say(b"p" + struct.pack("!I", 4 + len(first)) + first, slowly=slowly)

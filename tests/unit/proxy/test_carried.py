@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.postgres import refusals
-from proxy.postgres.carried import NOTHING, Carried, Inquiry, Restoring, Step, steps_of
+from proxy.postgres.carried import NOTHING, TOO_MUCH, Carried, Inquiry, Restoring, Step, steps_of
 from proxy.postgres.messages import READY_IDLE, Garbled, message, parse
 
 
@@ -20,13 +20,17 @@ def row(*values: str | None) -> bytes:
 
 
 def answer_of(*rows: bytes, user: str = "app") -> Carried:
+    return inquired(*rows, user=user).answer()
+
+
+def inquired(*rows: bytes, user: str = "app") -> Inquiry:
     inquiry = Inquiry(user, [])
     inquiry.feed(message(b"1") + message(b"2") + b"".join(rows) + message(b"C", b"SELECT\0") + message(b"3"))
     assert not inquiry.done
     inquiry.feed(READY_IDLE)
     assert inquiry.done
     assert not inquiry.failed
-    return inquiry.answer()
+    return inquiry
 
 
 NOTE = message(b"A", b"\0\0\0\1news\0\0")
@@ -58,16 +62,39 @@ def test_statements_channels_and_obstacles_are_told_apart():
     carried = answer_of(
         row("channel", "news", ""),
         row("sql", "p", "PREPARE p AS SELECT 1"),
-        row("protocol", "s1", None),
         row("obstacle", "holds advisory locks", ""),
         row("obstacle", "holds advisory locks", ""),
     )
     assert carried == Carried(
         channels=(b"news",),
         by_sql=(b"PREPARE p AS SELECT 1",),
-        by_protocol=frozenset({b"s1"}),
         obstacles=("holds advisory locks",),
     )
+
+
+def test_statements_of_the_protocol_are_as_the_server_has_them():
+    inquiry = inquired(
+        row("protocol", "s1", None), row("protocol", "s2", " SELECT 1"), row("protocol", "s3", "23,25 x y")
+    )
+    typed = message(b"P", b"s3\0x y\0" + struct.pack("!HII", 2, 23, 25))
+    assert inquiry.statements() == {b"s1": b"", b"s2": parse(b"s2", b"SELECT 1"), b"s3": typed}
+    with pytest.raises(Garbled):
+        inquired(row("protocol", "s1", "a,b x")).statements()
+
+
+def test_more_than_can_be_told_is_an_obstacle():
+    inquiry = inquired(row("obstacle", TOO_MUCH, ""))
+    assert inquiry.statements() is None
+    assert inquiry.answer() == Carried(obstacles=(TOO_MUCH,))
+
+
+def test_what_begins_behind_the_answer_is_left_for_who_reads_on():
+    inquiry, restoring = Inquiry("app", []), Restoring(STEPS[:1])
+    inquiry.feed(READY_IDLE + NOTE[:4])
+    restoring.feed(READY_IDLE + NOTE[:4])
+    assert inquiry.done
+    assert restoring.done
+    assert inquiry.rest == restoring.rest == NOTE[:4]
 
 
 def test_a_prepared_statement_that_is_part_of_something_else_is_an_obstacle():

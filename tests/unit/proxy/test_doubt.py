@@ -16,6 +16,7 @@ WARNING = message(
     b"SWARNING\0VWARNING\0C01000\0Mcanceling wait for synchronous replication due to user request\0"
     b"DThe transaction has already committed locally, but might not have been replicated to the standby.\0\0",
 )
+TRANSLATED = message(b"N", b"SWARNUNG\0VWARNING\0C01000\0Mgehe nicht weiter\0RSyncRepWaitForLSN\0\0")
 NOTICE = message(b"N", b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0")
 ROWS, ROW, DONE = message(b"T", b"\0\1n\0"), message(b"D", b"\0\1\0\0\0\0011"), message(b"C", b"INSERT 0 1\0")
 BOUND, READY = message(b"2"), message(b"Z", b"I")
@@ -48,6 +49,7 @@ def test_an_acknowledgement_waits_for_what_follows_it(chunks, expected):
     ("chunks", "expected"),
     [
         ([WARNING + DONE + READY], WARNING + NOT_REPLICATED + READY),
+        ([DONE + TRANSLATED + READY], TRANSLATED + NOT_REPLICATED + READY),
         ([DONE + WARNING + READY], WARNING + NOT_REPLICATED + READY),
         ([DONE, WARNING, READY], WARNING + NOT_REPLICATED + READY),
         ([ROWS + ROW + DONE, WARNING[:50], WARNING[50:] + READY], ROWS + ROW + WARNING + NOT_REPLICATED + READY),
@@ -60,6 +62,12 @@ def test_an_acknowledgement_waits_for_what_follows_it(chunks, expected):
 )
 def test_an_acknowledgement_in_doubt_is_replaced_by_an_error(chunks, expected):
     assert b"".join(passed(*chunks)) == expected
+
+
+def test_rows_that_end_like_a_ready_do_not_hide_a_warning():
+    row = message(b"D", b"x" * 40 + READY + b"y" * 9)
+    heard = b"".join(passed(ROWS + row[:-9], row[-9:] + DONE, WARNING, READY))
+    assert heard == ROWS + row + WARNING + NOT_REPLICATED + READY
 
 
 def test_an_acknowledgement_that_no_sync_has_asked_for_passes_at_once():

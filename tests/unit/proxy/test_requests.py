@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.postgres.messages import SYNC, close, message, parse, run
-from proxy.postgres.requests import KEPT_BYTES_MAX, Requests
+from proxy.postgres.requests import KEPT_BYTES_MAX, NAMES_MAX, Pool, Requests
 from proxy.postgres.statements import READ_BYTES_MAX
 
 
@@ -115,6 +115,33 @@ def test_data_that_nobody_asked_for_leaves_it_unclear_for_ever():
     assert not requests.resting
 
 
+def test_a_session_rests_again_after_a_copy_that_the_server_broke_off():
+    """Some drivers say nothing more once they have read the error; what is still on its way is dropped."""
+    requests = after(query("COPY t FROM STDIN"))
+    requests.copy_asked = True
+    requests.feed(DATA)
+    requests.ready(1, ord("I"))
+    assert requests.resting
+    requests.feed(DATA)
+    assert requests.resting
+    requests.feed(query("SELECT 1"))
+    requests.ready(1, ord("I"))
+    assert requests.resting
+
+
+def test_a_copy_follows_one_by_the_extended_protocol_that_was_broken_off():
+    copy = parse(b"", b"COPY t FROM STDIN") + run(b"") + SYNC
+    requests = after(copy)
+    requests.copy_asked = True
+    requests.feed(DATA)
+    requests.feed(DATA + SYNC + copy)
+    assert requests.outstanding == 2
+    requests.ready(1, ord("I"))
+    requests.copy_asked = True
+    requests.feed(DATA + DONE + SYNC)
+    assert (requests.outstanding, requests.open) == (1, False)
+
+
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +151,6 @@ def test_named_statements_are_kept_until_they_are_closed_or_replaced():
     assert requests.prepared == {b"a": one, b"b": parse(b"b", b"SELECT 3")}
     requests.feed(close(b"b") + other + SYNC)
     assert requests.prepared == {b"a": other}
-    assert not requests.changed
 
 
 def test_the_unnamed_statement_lasts_until_a_simple_query():
@@ -141,9 +167,9 @@ def test_more_statements_than_are_kept_are_known_to_be_missing():
         requests.feed(parse(b"s%d" % number, big) + SYNC)
     assert requests.overflowed
     assert sum(map(len, requests.prepared.values())) <= KEPT_BYTES_MAX
-    assert not requests.confirm(frozenset({b"s0", b"s%d" % number}))
+    assert not requests.confirm({b"s0": parse(b"s0", big), b"s%d" % number: b""})
     requests.feed(close(b"s%d" % number) + SYNC)
-    assert requests.confirm(frozenset({b"s0"}))
+    assert requests.confirm({b"s0": parse(b"s0", big)})
     assert requests.prepared.keys() == {b"s0"}
 
 
@@ -157,7 +183,9 @@ def test_a_statement_too_long_to_be_read_passes_and_is_not_kept():
 def test_the_server_has_the_last_word_about_what_is_kept():
     requests = after(parse(b"failed", b"SELEC") + SYNC + parse(b"good", b"SELECT 1") + SYNC)
     assert requests.unconfirmed == {b"failed", b"good"}
-    assert requests.confirm(frozenset({b"good"}))
+    assert requests.doubtful
+    assert requests.confirm({b"good": parse(b"good", b"SELECT 1")})
+    assert not requests.doubtful
     assert (requests.prepared.keys(), requests.unconfirmed) == ({b"good"}, set())
 
 
@@ -174,3 +202,98 @@ def test_discard_all_brings_hidden_settings_to_light():
     assert requests.hidden
     requests.feed(query("DISCARD ALL"))
     assert not requests.hidden
+
+
+def test_a_name_that_is_used_again_is_in_doubt_until_the_server_is_asked():
+    """It refuses the second Parse (42P05) and keeps the first, unless a Close came through."""
+    one, other = parse(b"s1", b"SELECT 1"), parse(b"s1", b"DELETE FROM t")
+    for between in (b"", close(b"s1")):
+        requests = after(one + SYNC)
+        requests.confirm({b"s1": one})
+        requests.feed(one + SYNC)
+        assert (requests.changed, requests.doubtful) == (False, False)
+        requests.feed(between + other + SYNC)
+        assert requests.obstacle is not None
+        assert requests.doubtful
+        assert requests.confirm({b"s1": one})
+        assert requests.prepared == {b"s1": one}
+        assert requests.obstacle is None
+
+
+def test_a_statement_whose_text_was_not_asked_for_is_not_confirmed():
+    requests = after(parse(b"s1", b"SELECT 1") + SYNC)
+    assert not requests.confirm({b"s1": b""})
+    assert requests.confirm({b"s1": parse(b"s1", b"SELECT 2")})
+    assert requests.confirm({b"s1": b""})
+    assert not requests.confirm(None)
+    assert requests.obstacle is not None
+
+
+def test_the_former_unnamed_statement_does_not_stand_in_for_one_too_long_to_be_kept():
+    long = parse(b"", b"x" * READ_BYTES_MAX)
+    requests = after(EXTENDED + SYNC, long[:99], long[99:], SYNC)
+    requests.ready(2, ord("I"))
+    requests.hidden = False
+    requests.confirm({})
+    assert requests.unnamed == b""
+    assert requests.obstacle is not None
+    requests.feed(query("SELECT 1"))
+    assert requests.obstacle is None
+
+
+def test_names_of_settings_are_bounded():
+    requests = after(*(query(f"SET myapp.v{number} = '1'") for number in range(3 * NAMES_MAX)))
+    assert requests.hidden
+    assert len(requests.names) <= NAMES_MAX
+    requests.feed(query("SELECT set_config('more.names', '1', false)"))
+    assert len(requests.names) <= NAMES_MAX
+
+
+def test_names_of_statements_are_bounded():
+    requests = Requests()
+    for number in range(20_000):
+        requests.feed(parse(b"s%d" % number, b"SELECT 1") + SYNC)
+    assert requests.overflowed
+    assert len(requests.prepared) <= KEPT_BYTES_MAX // 200
+    assert len(requests.unconfirmed) <= KEPT_BYTES_MAX // 200
+    requests.confirm({})
+    for number in range(20_000):
+        requests.feed(parse(b"s%d" % number, b"SELECT 1") + close(b"s%d" % number) + SYNC)
+    assert len(requests._closed) < 1000
+
+
+def test_all_sessions_share_a_bound():
+    pool = Pool(bytes_max=10_000)
+    full, late = Requests(pool), Requests(pool)
+    for number in range(100):
+        full.feed(parse(b"s%d" % number, b"SELECT 1") + SYNC)
+    assert 10_000 <= pool.bytes < 11_000
+    late.feed(parse(b"a", b"SELECT 1") + SYNC)
+    assert late.obstacle is not None
+    late.confirm({})
+    late.feed(parse(b"", b"SELECT 1") + SYNC)
+    assert late.obstacle is not None
+    full.release()
+    assert pool.bytes == 0
+    late.feed(parse(b"", b"SELECT 1") + SYNC)
+    assert late.obstacle is None
+    late.release()
+    assert pool.bytes == 0
+
+
+def test_a_library_that_was_loaded_stays():
+    requests = after(query("LOAD 'auto_explain'"), query("DISCARD ALL"))
+    requests.confirm({})
+    assert requests.obstacle is not None
+
+
+def test_a_client_that_silences_the_server_is_remembered():
+    assert after(query("BEGIN; SET LOCAL client_min_messages = error")).muted
+    assert not after(query("SET client_min_messages = warning")).muted
+
+
+def test_what_is_reset_in_a_transaction_may_come_back():
+    requests = after(query("SET a.b = 1"), query("BEGIN"))
+    requests.ready(2, ord("T"))
+    requests.feed(query("RESET ALL"))
+    assert requests.names == {b"a.b"}

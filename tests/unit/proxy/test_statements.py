@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.postgres.statements import CACHED_BYTES_MAX, READ_BYTES_MAX, Effect, effect_of
+from proxy.postgres.statements import CACHED_BYTES_MAX, READ_BYTES_MAX, Effect, effect_of, mutes, names_mute
 
 HARMLESS = [
     "",
@@ -32,6 +32,8 @@ HARMLESS = [
     "COPY t FROM STDIN",
     "EXECUTE p(1)",
     "CREATE TABLE t (n int)",
+    "SELECT setting FROM pg_settings WHERE name = 'x'",
+    "SELECT current_setting('client_min_messages')",
 ]
 CHANGING = [
     "SET work_mem = '1MB'",
@@ -62,6 +64,8 @@ CHANGING = [
     "DO $$ BEGIN PERFORM set_config('work_mem', '1MB', false); END $$",
     "CALL reconfigure()",
     "SELECT setseed(0.5)",
+    "UPDATE pg_settings SET setting = '1MB' WHERE name = 'work_mem'",
+    "EXPLAIN ANALYZE UPDATE pg_catalog.pg_settings SET setting = '1MB'",
 ]
 
 
@@ -100,6 +104,58 @@ def test_settings_of_an_applications_own_are_read_by_name(statement, names, hidd
 @pytest.mark.parametrize("statement", ["DISCARD ALL", " reset all ;"])
 def test_what_forgets_all_settings_is_seen(statement):
     assert effect_of(statement.encode()).forgets
+
+
+@pytest.mark.parametrize(
+    ("statement", "loads"),
+    [
+        ("LOAD 'auto_explain'", True),
+        ("load /* it */ $$auto_explain$$", True),
+        ("SELECT 1; LOAD E'x'", True),
+        ("DO $x$ BEGIN LOAD 'x'; END $x$", True),
+        ("SET work_mem = 1", False),
+        ("SET x.load = 'y'", False),
+    ],
+)
+def test_libraries_that_are_loaded_are_seen(statement, loads):
+    assert effect_of(statement.encode()).loads is loads
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SET client_min_messages = error", True),
+        ("set session client_min_messages to 'FATAL'", True),
+        ("SET LOCAL client_min_messages TO panic", True),
+        ("BEGIN; SET LOCAL client_min_messages = ERROR; COMMIT", True),
+        ("SELECT set_config('client_min_messages', 'error', true)", True),
+        ("SELECT pg_catalog.set_config('client_min_messages', $1, false)", True),
+        ("UPDATE pg_settings SET setting = 'error' WHERE name = 'client_min_messages'", True),
+        ("SET client_min_messages = warning", False),
+        ("SET client_min_messages TO DEFAULT", False),
+        ("SELECT set_config('client_min_messages', 'notice', true)", False),
+        ("SHOW client_min_messages", False),
+        ("RESET client_min_messages", False),
+        ("SET work_mem = 1", False),
+    ],
+)
+def test_who_silences_the_server_is_seen(statement, expected):
+    assert effect_of(statement.encode()).mutes is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "silent", "named"),
+    [
+        ("client_min_messages", "error", True, True),
+        ("Client_Min_Messages", "PANIC", True, True),
+        ("options", "-c client_min_messages=error -c work_mem=1", True, True),
+        ("options", "--client-min-messages=fatal", True, True),
+        ("options", "-c client_min_messages=warning", False, True),
+        ("application_name", "error", False, False),
+    ],
+)
+def test_startup_parameters_that_silence_the_server_are_seen(name, value, silent, named):
+    assert (mutes(name, value), names_mute(name, value)) == (silent, named)
 
 
 def test_a_statement_that_is_too_long_to_be_read_may_have_done_anything():
