@@ -52,7 +52,7 @@ async def apply_members(cluster: Cluster, members: dict[str, Any]) -> None:
     await cluster.actl("apply", "-f", str(file), "--timeout", "60")
 
 
-async def test_member_that_must_not_lead_is_refused_as_target_and_shown(cluster: Cluster) -> None:
+async def member_that_must_not_lead_is_refused_as_target_and_shown(cluster: Cluster) -> None:
     await apply_members(cluster, {"m3": {"no_failover": True, "no_load_balance": True}, "m2": {"priority": 10}})
     shown = await cluster.actl("instance", "show", INSTANCE)
     assert "no_failover no_load_balance" in shown
@@ -66,7 +66,7 @@ async def test_member_that_must_not_lead_is_refused_as_target_and_shown(cluster:
     assert status["phase"] == "Running"
 
 
-async def test_reads_spare_a_marked_replica(cluster: Cluster) -> None:
+async def reads_spare_a_marked_replica(cluster: Cluster) -> None:
     dsn = await cluster.dsn(read_only=True)
     ports = set()
     for _ in range(6):
@@ -77,7 +77,7 @@ async def test_reads_spare_a_marked_replica(cluster: Cluster) -> None:
     assert ports == {"127.0.0.12"}
 
 
-async def test_member_streams_from_the_one_it_is_told_to(cluster: Cluster) -> None:
+async def member_streams_from_the_one_it_is_told_to(cluster: Cluster) -> None:
     await apply_members(cluster, {"m3": {"upstream": "m2"}})
     status = await eventually(
         cluster.status,
@@ -89,7 +89,7 @@ async def test_member_streams_from_the_one_it_is_told_to(cluster: Cluster) -> No
     assert status["ha"]["sync"]["names"] == ["m2"]
 
 
-async def test_switchover_comes_at_its_time_and_its_history_tells_each_step(cluster: Cluster) -> None:
+async def switchover_comes_at_its_time_and_its_history_tells_each_step(cluster: Cluster) -> None:
     await apply_members(cluster, {})
     term = (await cluster.status())["ha"]["term"]
     told = await cluster.actl("instance", "switchover", INSTANCE, "--to", "m2", "--at", "+2s")
@@ -107,7 +107,7 @@ async def test_switchover_comes_at_its_time_and_its_history_tells_each_step(clus
     assert "instance_degraded" not in names  # what was asked for is no trouble
 
 
-async def test_switchover_that_is_waited_for_tells_how_long_clients_were_held(cluster: Cluster) -> None:
+async def switchover_that_is_waited_for_tells_how_long_clients_were_held(cluster: Cluster) -> None:
     told = json.loads(await cluster.actl("instance", "switchover", INSTANCE, "--to", "m1", "-o", "json"))
     assert (told["from"], told["to"]) == ("m2", "m1")
     assert 0 < told["held_s"] < 10
@@ -117,7 +117,7 @@ async def test_switchover_that_is_waited_for_tells_how_long_clients_were_held(cl
     assert "  lost    nothing that was acknowledged" in page
 
 
-async def test_while_failover_is_paused_a_crashed_primary_stays_where_it_is(cluster: Cluster) -> None:
+async def while_failover_is_paused_a_crashed_primary_stays_where_it_is(cluster: Cluster) -> None:
     await leads(cluster, "m1")
     await cluster.actl("instance", "pause", INSTANCE, "--reason", "new disks")
     assert "automatic failover is paused by admin" in await cluster.actl("status")
@@ -132,7 +132,7 @@ async def test_while_failover_is_paused_a_crashed_primary_stays_where_it_is(clus
     ]
 
 
-async def test_primary_that_still_runs_is_stopped_before_the_forced_one_leads(cluster: Cluster) -> None:
+async def primary_that_still_runs_is_stopped_before_the_forced_one_leads(cluster: Cluster) -> None:
     await leads(cluster, "m1")
     term = (await cluster.status())["ha"]["term"]
     told = await cluster.actl("instance", "failover", INSTANCE, "--to", "m2", "--force", "--yes")
@@ -144,7 +144,7 @@ async def test_primary_that_still_runs_is_stopped_before_the_forced_one_leads(cl
     await cluster.actl("instance", "switchover", INSTANCE, "--to", "m1")
 
 
-async def test_forced_failover_brings_back_what_no_election_can(cluster: Cluster) -> None:
+async def forced_failover_brings_back_what_no_election_can(cluster: Cluster) -> None:
     """The primary and the only member that confirmed its commits are lost together."""
     await leads(cluster, "m1")
     status = await eventually(cluster.status, lambda s: len(s["ha"]["sync"]["names"]) == 1, within=20)
@@ -175,3 +175,16 @@ async def test_forced_failover_brings_back_what_no_election_can(cluster: Cluster
     assert ("forced", left) in kinds
     shown = await cluster.status()
     assert (shown["primary"], shown["ha"]["forced"]) == (left, None)
+
+
+@pytest.mark.timeout(600)
+async def test_what_operators_wish_of_a_cluster_comes_true(cluster: Cluster) -> None:
+    """One story on one cluster: each wish begins where the last one ended."""
+    await member_that_must_not_lead_is_refused_as_target_and_shown(cluster)
+    await reads_spare_a_marked_replica(cluster)
+    await member_streams_from_the_one_it_is_told_to(cluster)
+    await switchover_comes_at_its_time_and_its_history_tells_each_step(cluster)
+    await switchover_that_is_waited_for_tells_how_long_clients_were_held(cluster)
+    await while_failover_is_paused_a_crashed_primary_stays_where_it_is(cluster)
+    await primary_that_still_runs_is_stopped_before_the_forced_one_leads(cluster)
+    await forced_failover_brings_back_what_no_election_can(cluster)
