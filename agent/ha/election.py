@@ -150,6 +150,10 @@ def _rank(ballot: Ballot, ha: HaRecord) -> tuple[int, int, bool, int, str]:
     return (-ballot.timeline, -ballot.lsn, ballot.member != handed_to(ha), -ballot.priority, ballot.member)
 
 
+def _led_last(ha: HaRecord, ballot: Ballot) -> bool:
+    return ballot.was_leader and ballot.member == ha.leader
+
+
 def handed_to(ha: HaRecord) -> str:
     """Whom the last leader named when it let go of the last term; empty when it named nobody, or did not let go."""
     return ha.handover if ha.released_term == ha.term else ""
@@ -173,7 +177,7 @@ def _fit_sync(ha: HaRecord, cast: dict[str, Ballot]) -> list[Ballot] | Stuck:
 
 def _bounds(ha: HaRecord, cast: dict[str, Ballot]) -> list[WalPosition]:
     """Every upper bound of the acknowledged commits that these ballots prove."""
-    bounds = [position_of(b) for b in cast.values() if b.was_leader and b.member == ha.leader]
+    bounds = [position_of(b) for b in cast.values() if _led_last(ha, b)]
     if handed_to(ha) in cast:
         bounds.append(position_of(cast[handed_to(ha)]))
     named = sorted((position_of(cast[name]) for name in ha.sync.names if name in cast), reverse=True)
@@ -204,7 +208,13 @@ def _fit_async(
     if not cast:
         return Stuck(f"no member has cast a ballot; bring a node with data back, or {BY_FORCE}")
     heard = _furthest_heard(ha, cast, known)
-    fit = [b for b in cast.values() if b.timeline >= heard.timeline and heard.lsn.value - b.lsn <= max_lag_bytes]
+    # The last leader has all it ever acknowledged. Its timeline may be an older one: forced to lead, it died before it
+    # was promoted.
+    fit = [
+        b
+        for b in cast.values()
+        if _led_last(ha, b) or (b.timeline >= heard.timeline and heard.lsn.value - b.lsn <= max_lag_bytes)
+    ]
     if fit:
         return fit
     best = max(cast.values(), key=position_of)

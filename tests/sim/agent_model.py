@@ -157,7 +157,7 @@ class Agent:
         self.operation: Operation | None = None
         self._running: Running | None = None
         self._wake = Signal(self.process)
-        self._reported: ObservedMember | None = None
+        self._reported: tuple[MemberState, Role, int, str] | None = None
         self._reporting = False
         self._routed: tuple[Any, ...] = ()
         self._settled = ()
@@ -728,41 +728,43 @@ class Agent:
     def _report(self) -> None:
         if self._reporting:
             return
-        observed = self._observed()
-        if observed != self._reported or self._is_known_otherwise(observed):
+        gist = self._gist()
+        if gist != self._reported or self._is_known_otherwise(gist):
             self._reporting = True
-            hub = self.shell.hub
+            hub, observed = self.shell.hub, self._observed()
 
             def ended(result: Any) -> None:
                 self._reporting = False
                 if not isinstance(result, Failure):
-                    self._reported = observed
+                    self._reported = gist
 
             ask = self.shell.ask_hub(lambda reply: hub.report(self.ref, observed, reply), HUB_TIMEOUT_S)
             self.process.spawn(ask, ended)
 
-    def _is_known_otherwise(self, observed: ObservedMember) -> bool:
+    def _gist(self) -> tuple[MemberState, Role, int, str]:
+        """All of the report that changes."""
+        engine = self.seen
+        from_whom = engine.upstream if engine.streaming else ""
+        return self._member_state(), engine.role, engine.position.timeline, from_whom
+
+    def _is_known_otherwise(self, gist: tuple[MemberState, Role, int, str]) -> bool:
         """A report that was held up may arrive after a later one: what the hub shows of oneself is put right."""
-        members = self.instance.members if self.instance else ()
-        shown = next((m for m in members if m.member == self.me), None)
-        return shown is not None and (shown.state, shown.role, shown.timeline, shown.streaming_from) != (
-            observed.state,
-            observed.role,
-            observed.timeline,
-            observed.streaming_from,
-        )
+        for shown in self.instance.members if self.instance else ():
+            if shown.member == self.me:
+                return (shown.state, shown.role, shown.timeline, shown.streaming_from) != gist
+        return False
 
     def _observed(self) -> ObservedMember:
-        engine = self.seen
+        state, role, timeline, streaming_from = self._gist()
         return ObservedMember(
             project=self.desired.project,
             instance=self.desired.instance,
             member=self.me,
             node=self.host.name,
-            state=self._member_state(),
-            role=engine.role,
-            timeline=engine.position.timeline,
-            streaming_from=engine.upstream if engine.streaming else "",
+            state=state,
+            role=role,
+            timeline=timeline,
+            streaming_from=streaming_from,
         )
 
     def _member_state(self) -> MemberState:

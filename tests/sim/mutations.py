@@ -17,7 +17,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """Who misses the guard: one of the first `seeds` of the simulator, or a case of a test module in `tables`.
+    """Who misses the guard: one of the first `seeds` long seeds of the simulator (`seed` was the one when it was last
+    looked for), a test of `tests.sim` in `stories`, or a case of a unit test module in `tables`.
 
     `why`: what goes wrong without it.
     """
@@ -28,10 +29,15 @@ class Mutation:
     new: str
     why: str
     seeds: int = 0
+    seed: int = 0
+    stories: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
 
 
 UNIT = "tests.unit.agent."
+SIM = "tests.sim."
+WOUNDS = SIM + "test_wounds:"
+HANGS = SIM + "test_stories:test_an_etcd_leader_that_hangs_does_not_keep_an_old_primary"
 MUTATIONS = (
     Mutation(
         name="fence without margin",
@@ -55,7 +61,7 @@ MUTATIONS = (
         old="    if _implies(target, record):\n        return Apply",
         new="    if True:\n        return Apply",
         why="the record claims what the engine does not keep any more",
-        seeds=150,
+        seeds=300,
         tables=("test_syncset",),
     ),
     Mutation(
@@ -64,7 +70,7 @@ MUTATIONS = (
         old="if len(flushed) >= target.k or",
         new="if True or",
         why="commits of before the setting are not where the record says",
-        seeds=150,
+        seeds=300,
         tables=("test_syncset",),
     ),
     Mutation(
@@ -234,6 +240,170 @@ MUTATIONS = (
         new="if False:",
         why="a replica that lost the stream long ago takes over with everything since missing",
         tables=("test_decide_leaderless",),
+    ),
+    Mutation(
+        name="renewed without a read after it",
+        module="tests.sim.hub_model",
+        old="self.trusts_answer = False",
+        new="self.trusts_answer = True",
+        why="an etcd leader that hangs confirms a lease that its successor has ended",
+        stories=(HANGS,),
+    ),
+    Mutation(
+        name="renewal read in a later raft term",
+        module="tests.sim.hub_model",
+        old="self.trusts_keepalive = False",
+        new="self.trusts_keepalive = True",
+        why="the keepalive was answered by another etcd leader than the read",
+        stories=(HANGS,),
+    ),
+    Mutation(
+        name="route without an end",
+        module="agent.routing",
+        old="expires_at_s=trust.until,",
+        new="expires_at_s=trust.until + 60.0,",
+        why="clients reach the engine of a frozen node that thaws",
+        seeds=600,
+        seed=1020,
+        tables=("test_routing",),
+    ),
+    Mutation(
+        name="handed over before the target has everything",
+        module="tests.sim.agent_model",
+        old="if seen.position >= position and seen.role is Role.REPLICA:",
+        new="if True:",
+        why="the successor needs no ballots, for it is said to have every byte",
+        stories=(WOUNDS + "test_who_lacks_the_last_commits_is_not_handed_the_leadership",),
+    ),
+    Mutation(
+        name="record kept by a new leader",
+        module="hub.etcd.txns",
+        old="sync=_sync_of_new_leader(ha.sync),",
+        new="sync=ha.sync,",
+        why="the record speaks of the former leader's standbys, and of the new leader as one",
+        seeds=300,
+        seed=10,
+    ),
+    Mutation(
+        name="opened as its mode allows before the record does",
+        module="tests.sim.agent_model",
+        old='mode if mode == recorded else "sync"',
+        new='"async"',
+        why="commits are acknowledged that nobody but the leader has",
+        seeds=300,
+        seed=30,
+    ),
+    Mutation(
+        name="term not compared",
+        module="hub.etcd.txns",
+        old="            ModIs(keys.ha(ref), ha_revision),\n            ModIs(keys.node",
+        new="            ModIs(keys.node",
+        why="an election of long ago makes a leader in a term that was led already",
+        stories=(WOUNDS + "test_who_saw_an_earlier_term_does_not_lead",),
+    ),
+    Mutation(
+        name="leader key not compared",
+        module="hub.etcd.txns",
+        old="        compares=(\n            ModIs(keys.leader(ref), 0),\n",
+        new="        compares=(\n",
+        why="who did not hear of a leader replaces it while it leads",
+        stories=(WOUNDS + "test_who_did_not_see_that_another_leads_does_not_lead",),
+    ),
+    Mutation(
+        name="spent term forgotten over a restart",
+        module="tests.sim.agent_model",
+        old="self.restores_spent = True",
+        new="self.restores_spent = False",
+        why="a Release that arrives late takes the leadership from under a running primary",
+        stories=(WOUNDS + "test_a_term_that_is_given_up_is_not_led_again_by_a_restarted_agent",),
+    ),
+    Mutation(
+        name="renewed by a lease that another instance hangs on",
+        module="tests.sim.agent_model",
+        old=" and self.memory.lease_id == self.shell.lease_id",
+        new="",
+        why="the leader key's own lease ends while the old primary goes on",
+        stories=(WOUNDS + "test_a_lease_that_only_another_instance_hangs_on_keeps_no_leadership",),
+    ),
+    Mutation(
+        name="promise to a leader that was forced away",
+        module="agent.ha.election",
+        old="if ha.forced is not None and ha.forced.after_term >= term:",
+        new="if False:",
+        why="a primary that lives by promises never gives way to whom an operator forced to lead",
+        stories=(WOUNDS + "test_an_order_to_force_somebody_ends_a_leadership_that_lives_by_promises",),
+    ),
+    Mutation(
+        name="forced failover good for any term",
+        module="agent.ha.leaderless",
+        old="ha.forced.after_term == ha.term and now",
+        new="True and now",
+        why="an order that was meant for one election decides another",
+        tables=("test_decide_leaderless",),
+    ),
+    Mutation(
+        name="ballot of an older timeline",
+        module="agent.ha.election",
+        old="b.timeline >= heard.timeline and",
+        new="True and",
+        why="a member that never followed the last leader takes over",
+        tables=("test_election",),
+    ),
+    Mutation(
+        name="ballots not waited for",
+        module="agent.ha.election",
+        old="if missing and leaderless_for < WINDOW_S:",
+        new="if False:",
+        why="the first to vote leads, not the furthest",
+        tables=("test_election",),
+    ),
+    Mutation(
+        name="lag not bounded",
+        module="agent.ha.election",
+        old="heard.lsn.value - b.lsn <= max_lag_bytes",
+        new="True",
+        why="a member takes over that lacks more than max_failover_lag",
+        tables=("test_election",),
+    ),
+    Mutation(
+        name="ballots of members that must not lead",
+        module="agent.ha.election",
+        old="able = [b for b in fit if not b.no_failover and",
+        new="able = [b for b in fit if",
+        why="a member that operators barred takes over",
+        tables=("test_election",),
+    ),
+    Mutation(
+        name="old leader's word taken from anybody",
+        module="agent.ha.election",
+        old="return ballot.was_leader and ballot.member == ha.leader",
+        new="return True",
+        why="any ballot bounds what was acknowledged",
+        tables=("test_election",),
+    ),
+    Mutation(
+        name="deadline counted from the answer",
+        module="agent.ha.leaseclock",
+        old="self._held_until = max(self._held_until, sent_at + ttl_s - margin_s(ttl_s))",
+        new="self._held_until = max(self._held_until, sent_at + ttl_s * 1.2)",
+        why="the way of the request is not time that the lease lasts",
+        tables=("test_leaseclock",),
+    ),
+    Mutation(
+        name="promise relied on for too long",
+        module="agent.ha.leaseclock",
+        old="self._granted_until = max(self._granted_until, asked_at + promise_s - margin_s(promise_s))",
+        new="self._granted_until = max(self._granted_until, asked_at + promise_s * 1.5)",
+        why="the peers stand again while the old primary goes on",
+        tables=("test_leaseclock",),
+    ),
+    Mutation(
+        name="streams from where its log has parted",
+        module="agent.ha.following",
+        old="        return engine.position.lsn.value > left_at",
+        new="        return False",
+        why="a member that has diverged is never rewound",
+        tables=("test_decide_following",),
     ),
 )
 

@@ -16,6 +16,7 @@ from itertools import islice
 
 from agent.ha.actions import Reason
 from tests.sim.scenario import Outcome, Scenario
+from tests.sim.thawed import thaw
 
 HAND = 40
 
@@ -101,6 +102,7 @@ def _parts(hands: list[range], jobs: int) -> Iterator[Totals]:
 def _calm() -> None:
     """Worlds are full of cycles, but small: look for them seldom."""
     gc.set_threshold(100_000, 20, 100)
+    thaw()
 
 
 def play(hand: range) -> Totals:

@@ -7,15 +7,32 @@ import inspect
 
 import pytest
 
+from tests.sim.checkers import Violation
 from tests.sim.mutations import MUTATIONS, UNIT, Mutation, mutated
-from tests.sim.scenario import Scenario
+from tests.sim.scenario import LONG_EVERY, Scenario
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.seeds], ids=lambda m: m.name)
 def test_the_simulator_misses_the_guard(mutation: Mutation) -> None:
+    long = range(LONG_EVERY, LONG_EVERY * (mutation.seeds + 1), LONG_EVERY)
+    seeds = (*([mutation.seed] if mutation.seed else []), *long)
     with mutated(mutation):
-        outcomes = (Scenario(seed).run() for seed in range(1, mutation.seeds + 1))
-        assert any(outcome.violation for outcome in outcomes), mutation.why
+        assert any(Scenario(seed).run().violation for seed in seeds), mutation.why
+
+
+@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.stories], ids=lambda m: m.name)
+def test_a_story_misses_the_guard(mutation: Mutation) -> None:
+    for story in mutation.stories:
+        module, _, name = story.partition(":")
+        tell = getattr(importlib.import_module(module), name)
+        tell()
+        with mutated(mutation), pytest.raises((Violation, AssertionError)):
+            tell()
+
+
+def test_every_guard_is_missed_by_somebody() -> None:
+    assert len(MUTATIONS) >= 25
+    assert all(mutation.seeds or mutation.stories or mutation.tables for mutation in MUTATIONS)
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.tables], ids=lambda m: m.name)

@@ -46,6 +46,12 @@ def test_the_furthest_replica_is_elected() -> None:
     assert verdict(ballot("m2", 1000), ballot("m3", 1010)) == Elected(("m3",))
 
 
+def test_the_last_leader_may_lead_again_from_an_older_timeline() -> None:
+    """Forced to lead, it died before it was promoted; who led before it is no bar."""
+    members = (leading_peer("m1", alive=True), peer("m2", timeline=3))
+    assert verdict(ballot("m1", 10, timeline=1, was_leader=True), members=members) == Elected(("m1",))
+
+
 def test_equals_are_ranked_by_priority_then_name() -> None:
     assert verdict(ballot("m2"), ballot("m3")) == Elected(("m2",))
     assert verdict(ballot("m2"), ballot("m3", priority=1)) == Elected(("m3",))
