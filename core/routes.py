@@ -27,6 +27,37 @@ class Endpoint:
     port: int
     tls: bool = False
     node: str = ""
+    weight: int = 1  # of reads, among replicas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """How the clients of one user and database share server connections, at the proxies of one node together.
+
+    `session`: a client has its server connection until it leaves; `transaction`: for each transaction anew."""
+
+    mode: Literal["session", "transaction"] = "session"
+    size: int = 0  # connections in use at most, to each server; 0 = as many as the server takes
+    reserve: int = 0  # beyond `size`, once a client has waited `reserve_after_s`
+    reserve_after_s: float = 3.0
+    queue_timeout_s: float = 30.0  # for a connection that others have; then the client is told 53300
+    idle_max: int = 20  # connections kept for the next client, to each server; 0 = none is used again
+    idle_s: float = 300.0  # one that nobody wanted for so long is closed
+    life_s: float = 3600.0  # one that is older is closed as soon as it is free
+    statements_max: int = 500  # prepared statements kept on each connection (transaction mode)
+    reset: Literal["changed", "always"] = "changed"  # when a connection is made like new: if need be, or each time
+    splitting: bool = False  # transaction mode: reads on the read-write port go to replicas
+    causal: bool = False  # a read at a replica sees every commit that was acknowledged before it began
+    causal_wait_ms: int = 500  # for the replica to have it; then the primary is read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRule:
+    """Another pooling for some clients. The first rule that fits counts."""
+
+    pooling: Pooling
+    user: str = ""  # empty = any
+    database: str = ""  # empty = any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +76,20 @@ class Route:
     client_tls: Literal["off", "prefer", "require"] = "prefer"
     allow: tuple[str, ...] = ()  # client networks; empty = any
     strict: bool = False  # a commit whose wait for standbys was cut short is told as 40003, not as success
+    pooling: Pooling = Pooling()
+    pools: tuple[PoolRule, ...] = ()
+    clients_max: int = 0  # of this instance, at the proxies of one node together; 0 = no bound of its own
+    clients_per_user_max: int = 0  # the same, of each user
+    slow_query_ms: int = 0  # what took longer is logged; 0 = nothing is
+    client_certificates: Literal["off", "accept", "require"] = "off"
+    client_ca: str = field(default="", repr=False)  # PEM, who signs them
+    observers: tuple[str, ...] = ()  # users that may ask the proxy's own database
+
+    def pooling_of(self, user: str, database: str) -> Pooling:
+        for rule in self.pools:
+            if rule.user in ("", user) and rule.database in ("", database):
+                return rule.pooling
+        return self.pooling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,10 +222,13 @@ def _object(line: bytes) -> dict[str, Any]:
 def _route(raw: dict[str, Any]) -> Route:
     primary = raw.pop("primary", None)
     replicas = raw.pop("replicas", ())
-    allow = tuple(raw.pop("allow", ()))
+    rules = raw.pop("pools", ())
     return Route(
         primary=Endpoint(**primary) if primary else None,
         replicas=tuple(Endpoint(**item) for item in replicas),
-        allow=allow,
+        allow=tuple(raw.pop("allow", ())),
+        observers=tuple(raw.pop("observers", ())),
+        pooling=Pooling(**raw.pop("pooling", {})),
+        pools=tuple(PoolRule(**(rule | {"pooling": Pooling(**rule["pooling"])})) for rule in rules),
         **raw,
     )
