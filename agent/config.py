@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -23,7 +24,18 @@ class AgentConfig(LogConfig):
     region: str = Field(default="", description="Region")
     engine_user: str | None = Field(default=None, description="OS user that runs engines when the agent is root")
     engine_dirs: tuple[FilePath, ...] = Field(default=(), description="Folders of engine programs, beside those found")
+    metrics_listen: HostPort | None = Field(
+        default=None, description="Where GET /metrics is answered, such as 127.0.0.1:9188; null = nowhere"
+    )
     proxy_command: str = Field(default="moorage-proxy", description="Program of the proxy")
+    proxy_processes: int | None = Field(
+        default=None, ge=1, le=64, description="Proxy processes; null = one for two cores, at least 1 and at most 4"
+    )
+    proxy_drain_s: float = Field(
+        default=3600.0,
+        ge=0,
+        description="How long the clients of a proxy that was restarted may stay at the old process",
+    )
 
     @field_validator("address")
     @classmethod
@@ -32,6 +44,11 @@ class AgentConfig(LogConfig):
             return str(ipaddress.ip_address(value))
         except ValueError as error:
             raise PydanticCustomError("address", "{reason}", {"reason": str(error)}) from error
+
+    @property
+    def proxy_process_count(self) -> int:
+        """The engines beside need the other half of the cores."""
+        return self.proxy_processes or max(1, min(4, len(os.sched_getaffinity(0)) // 2))
 
     @property
     def identity_dir(self) -> Path:

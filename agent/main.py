@@ -1,4 +1,4 @@
-"""`moorage-agent`: `enrol` once, `run` for ever, `halt` to stop what the node runs.
+"""`moorage-agent`: `enrol` once, `run` for ever, `restart-proxy` without a cut, `halt` to stop what the node runs.
 
 `run` ends on SIGTERM and leaves engines and proxy running: the next agent adopts them. An unexpected failure of any
 part ends the process with status 1; the supervisor starts it anew.
@@ -25,13 +25,16 @@ from agent.engines.postgres.engine import PostgresEngine
 from agent.engines.postgres.install import find_engines
 from agent.engines.rubbish import Rubbish
 from agent.enrol import enrol, enrolled, hub_addresses, keep_renewed
+from agent.exposition import exposition
 from agent.facts import node_facts
+from agent.fleet import Fleet, ask_restart
+from agent.fleet import halt as halt_proxy
 from agent.heartbeat import Heartbeat, LeaderLease, NodeLease
 from agent.link import HubLink
 from agent.local import LocalFiles
 from agent.members import Members
+from agent.metrics import MetricsServer, node_figures
 from agent.peer import Peers, PeerServer, PeerService
-from agent.proxies import ProxyProcess, RoutePusher
 from agent.pull import Puller
 from agent.reporter import Reporter
 from agent.verifiers import Desk
@@ -40,7 +43,8 @@ from core.config import load_config
 from core.errors import ConflictError, EngineError, MoorageError, UserError
 from core.ids import InstanceRef, MemberName, MemberRef
 from core.log import EventLog, setup_logging
-from core.records import EngineOffer, MemberDesired, MemberSecrets
+from core.notify import READY, STOPPING, keep_alive, tell
+from core.records import EngineOffer, MemberDesired, MemberSecrets, NodeState
 from core.routes import ProxyReport
 
 log = EventLog("agent.main")
@@ -59,7 +63,6 @@ class Agent:
         self.files = LocalFiles(config.data_root)
         self.link = HubLink(hub_addresses(config), config.identity_dir)
         self.reporter = Reporter(config.node, self.link, self.clock)
-        self.proxy = ProxyProcess(config)
         self.lease = NodeLease(self.files)
         self.node = NodeContext(
             config=config,
@@ -76,8 +79,8 @@ class Agent:
         )
         self.rubbish = Rubbish(config.data_root / "rubbish", self.clock)
         self.members = Members(self.node, driver_factory(config, self.offers, self.rubbish))
-        self.pusher = RoutePusher(self.proxy, self.members.routes, Desk(self.members.keepers, self.node.peers))
-        self.puller = Puller(config.node, self.link, self.files, self.members.apply)
+        self.proxy = Fleet(config, self.members.routes, Desk(self.members.keepers, self.node.peers))
+        self.puller = Puller(config.node, self.link, self.files, self._take_state)
         self.peer_server = PeerServer(
             config.address, config.peer_port, config.identity_dir, PeerService(self.members.answerer)
         )
@@ -94,18 +97,23 @@ class Agent:
         )
 
     def _routes_changed(self) -> None:
-        self.pusher.changed()
+        self.proxy.changed()
 
     async def _routes_settled(self, timeout_s: float) -> ProxyReport:
-        return await self.pusher.settled(timeout_s)
+        return await self.proxy.settled(timeout_s)
 
     def _kick_heartbeat(self) -> None:
         self.heartbeat.kick()
 
+    def _take_state(self, state: NodeState, store_id: str) -> None:
+        """From disk or from a hub. Only now does this agent do its work, so only now does it call itself ready."""
+        self.members.apply(state, store_id)
+        tell(READY)
+
     def _take_leaders(self, leaders: dict[InstanceRef, LeaderLease]) -> None:
         self.node.leaders = leaders
         self.node.hub_seen_at = self.heartbeat.answered_at
-        self.pusher.changed()
+        self.proxy.changed()
 
     async def run(self) -> None:
         """Until cancelled, or until a part fails."""
@@ -116,20 +124,36 @@ class Agent:
                 parts: dict[str, Coroutine[Any, Any, None]] = {
                     "members": self.members.run(),
                     "rubbish": self.rubbish.run(),
-                    "proxy": self.pusher.run(),
+                    "proxy": self.proxy.run(),
                     "pull": self.puller.run(),
                     "heartbeat": self.heartbeat.run(),
                     "reporter": self.reporter.run(),
                     "facts": self._keep_facts(),
+                    "watchdog": keep_alive(),
                     "certificate": keep_renewed(self.config, self.link, self.clock, self._certificate_renewed),
                 }
+                if self.config.metrics_listen is not None:
+                    parts["metrics"] = MetricsServer(self.config.metrics_listen, self._metrics).run()
                 for name, part in parts.items():
                     group.create_task(_for_ever(name, part), name=name)
                 log.info("agent_started", node=self.config.node, hubs=",".join(hub_addresses(self.config)))
         finally:
+            tell(STOPPING)
             await self.peer_server.stop()
             await self.node.peers.close()
             await self.link.close()
+
+    def _metrics(self) -> str:
+        return exposition(
+            node_figures(
+                self.config,
+                self.clock,
+                members=self.members,
+                heartbeat=self.heartbeat,
+                proxy=self.proxy,
+                since=self.node.started_at,
+            )
+        )
 
     async def _keep_facts(self) -> None:
         while True:
@@ -196,7 +220,7 @@ async def halt(config: AgentConfig) -> None:
     async with asyncio.TaskGroup() as group:
         for desired in state.members:
             group.create_task(stop(desired), name=f"stop {desired.member}")
-    await ProxyProcess(config).halt(HALT_PROXY_WITHIN_S)
+    await halt_proxy(config, HALT_PROXY_WITHIN_S)
     if failures:
         raise EngineError("; ".join(failures), object=config.node)
 
@@ -290,11 +314,24 @@ def run_command(path: Path) -> None:
             raise UserError(f"{config.node} is not enrolled", hint="Run `moorage-agent enrol` with a join token first.")
 
         async def go() -> None:
-            await _until_signal(Agent(config).run())
+            agent = Agent(config)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, agent.proxy.restart)
+            await _until_signal(agent.run())
 
         asyncio.run(go())
 
     _checked(work)
+
+
+@main.command("restart-proxy")
+@_CONFIG
+def restart_proxy_command(path: Path) -> None:
+    """Have this node's agent put new proxy processes in the place of the present ones; no client is cut."""
+
+    def work() -> int:
+        return ask_restart(load_config(path, AgentConfig))
+
+    click.echo(f"asked for; the agent starts generation {_checked(work)}, and the former serves on whom it has")
 
 
 @main.command("halt")

@@ -49,6 +49,10 @@ def route_of(
         client_tls=desired.client_tls,
         allow=desired.allow,
         strict=desired.replication.mode != "async" and desired.replication.strict,
+        pooling=desired.clients.pooling,
+        pools=desired.clients.pools,
+        slow_query_ms=desired.clients.slow_query_ms,
+        observers=desired.clients.observers,
     )
 
 
@@ -93,4 +97,5 @@ def _endpoint(member: PeerMember) -> Endpoint:
         port=member.engine_port,
         tls=member.engine_tls,
         node=member.node,
+        weight=member.read_weight,
     )

@@ -45,7 +45,12 @@ class EventLog:
 
     def _emit(self, level: int, event: str, fields: dict[str, object]) -> None:
         if self._log.isEnabledFor(level):
-            self._log.log(level, event, extra={"event_fields": fields, "component": self._component})
+            # Not by `log`, which looks through the stack for a caller that nobody reads.
+            extra = {"event_fields": fields, "component": self._component}
+            self._log.handle(self._log.makeRecord(self._log.name, level, "", 0, event, (), None, extra=extra))
+
+
+_encode = json.JSONEncoder(default=str).encode
 
 
 class _Formatter(logging.Formatter):
@@ -59,7 +64,7 @@ class _Formatter(logging.Formatter):
         at = iso(_clock.wall())
         if self._as_json:
             head = {"at": at, "level": record.levelname.lower(), "component": component, "event": record.getMessage()}
-            return json.dumps({**head, **fields}, default=str)
+            return _encode({**head, **fields})
         text = " ".join(f"{key}={value}" for key, value in fields.items() if key != "traceback")
         line = f"{at[11:-1]} {record.levelname.lower():7} {component:16} {record.getMessage()} {text}".rstrip()
         return f"{line}\n{fields['traceback']}" if "traceback" in fields else line

@@ -15,6 +15,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, Literal
 
+from core.routes import Pooling, PoolRule
 from core.status import Condition, MemberState, Phase, Role
 
 ReplicationMode = Literal["async", "sync", "quorum"]
@@ -153,6 +154,17 @@ class UserDesired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientsDesired:
+    """How the proxy shares server connections among the instance's clients, and what bounds them: as in
+    `core.routes.Route`, whose fields these become."""
+
+    pooling: Pooling = field(default_factory=Pooling)
+    pools: tuple[PoolRule, ...] = ()
+    slow_query_ms: int = 0
+    observers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemberDesired:
     """members/<node>/<project>.<instance>.<member>: the agent's whole input for one member."""
 
@@ -178,11 +190,13 @@ class MemberDesired:
     priority: int = 0  # higher is preferred among equally good candidates
     no_load_balance: bool = False  # no reads are routed to it while another replica can serve them
     clone_source: bool = False  # new members rather copy its data than the primary's
+    read_weight: int = 1  # its share of the reads, beside those of the other replicas
     upstream: str = ""  # cascading: the member it streams from while that one can serve; empty = the leader
     restart_id: int = 0  # the engine is restarted once for each new number
     hold_s: float = 30.0  # how long the proxy lets a client wait for a primary
     client_tls: TlsMode = "prefer"
     allow: tuple[str, ...] = ()  # client networks in CIDR form; empty = any
+    clients: ClientsDesired = field(default_factory=ClientsDesired)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,14 +254,35 @@ class LeaderRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Era:
+    """Where the commits are that one leader acknowledged: on itself, and on at least `k` of `names`."""
+
+    leader: str
+    k: int = 0
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRecord:
     """Who may hold the last acknowledged commit: every acknowledged commit is on the last leader and on at least `k` of
-    `names`. k = 0 says nothing about anybody but the last leader (with no names: only that one may lead by itself)."""
+    `names`. k = 0 says nothing about anybody but the last leader (with no names: only that one may lead by itself).
+
+    `eras`: until a new leader has recorded a set that holds for everything, k is 0, and every commit acknowledged so
+    far is of one of these eras. A leader that is in none of them has acknowledged nothing."""
 
     mode: ReplicationMode = "async"
     k: int = 0
     names: tuple[str, ...] = ()
     seq: int = 0  # grows with each record of one term: a request that comes late never replaces a later one
+    eras: tuple[Era, ...] = ()
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Every member whose ballot may count by this record."""
+        return frozenset({*self.names, *(name for era in self.eras for name in (era.leader, *era.names))})
+
+
+ERAS_MAX = 4  # leaders in a row that end before each has recorded its first set; the next one forgets them all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +368,11 @@ class HaRecord:
     pause_reason: str = ""
     history: tuple[LeadershipChange, ...] = ()  # newest last, at most HISTORY_MAX
 
+    @property
+    def eras(self) -> tuple[Era, ...]:
+        """Whose acknowledged commits an election has to cover."""
+        return self.sync.eras or (Era(leader=self.leader, k=self.sync.k, names=self.sync.names),)
+
 
 HISTORY_MAX = 50
 
@@ -375,6 +415,7 @@ class PeerMember:
     priority: int = 0
     no_load_balance: bool = False
     clone_source: bool = False
+    read_weight: int = 1
     upstream: str = ""  # cascading: the member it is to stream from; such a member is in no sync set
 
 

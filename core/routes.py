@@ -12,10 +12,14 @@ key, which says what it is. They are secrets: nothing here shows one.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, cast
 
-MAX_LINE_BYTES = 4 << 20  # 10,000 routes of 400 bytes; longer is a bug, not a table
+from core.figures import Figures, unpacked
+
+MAX_LINE_BYTES = 16 << 20  # 10,000 routes of 1.6 KB; longer is a bug, not a table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +50,6 @@ class Pooling:
     life_s: float = 3600.0  # one that is older is closed as soon as it is free
     statements_max: int = 500  # prepared statements kept on each connection (transaction mode)
     reset: Literal["changed", "always"] = "changed"  # when a connection is made like new: if need be, or each time
-    splitting: bool = False  # transaction mode: reads on the read-write port go to replicas
-    causal: bool = False  # a read at a replica sees every commit that was acknowledged before it began
-    causal_wait_ms: int = 500  # for the replica to have it; then the primary is read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +81,9 @@ class Route:
     pools: tuple[PoolRule, ...] = ()
     clients_max: int = 0  # of this instance, at the proxies of one node together; 0 = no bound of its own
     clients_per_user_max: int = 0  # the same, of each user
+    client_idle_s: float = 0.0  # a client that asks nothing, outside of a transaction, is ended then; 0 = never
+    idle_transaction_s: float = 0.0  # the same, inside of one; 0 = never
     slow_query_ms: int = 0  # what took longer is logged; 0 = nothing is
-    client_certificates: Literal["off", "accept", "require"] = "off"
-    client_ca: str = field(default="", repr=False)  # PEM, who signs them
     observers: tuple[str, ...] = ()  # users that may ask the proxy's own database
 
     def pooling_of(self, user: str, database: str) -> Pooling:
@@ -120,6 +121,11 @@ class ProxyReport:
     bytes_in: int = 0
     bytes_out: int = 0
     refused: int = 0
+    figures: dict[str, Figures] = field(default_factory=dict)  # by instance; those that have any
+    release: str = ""  # of the program it runs
+    generation: int = 0  # grows with each restart of all proxies of the node
+    draining: bool = False  # takes no new clients, and ends when its own have gone
+    unopened: int = 0  # ports of its routes on which it does not listen (yet)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,17 +163,52 @@ class VerifierAnswer:
     verifier: str | None = field(default=None, repr=False)
 
 
-Note = Declared | VerifierAsk | VerifierAnswer
-_NOTES: dict[str, type[Note]] = {"declared": Declared, "ask": VerifierAsk, "answer": VerifierAnswer}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Take no new clients, serve those there are, and end when they have gone, or within the time. Told again it
+    changes nothing."""
+
+    within_s: float
+
+
+Note = Declared | Drain | VerifierAsk | VerifierAnswer
+_NOTES: dict[str, type[Note]] = {"declared": Declared, "drain": Drain, "ask": VerifierAsk, "answer": VerifierAnswer}
 _NOTE_NAMES = {kind: name for name, kind in _NOTES.items()}
 
 
 def encode(message: RouteTable | ProxyReport | Note) -> bytes:
     """One line, newline included."""
-    raw: object = asdict(message)
-    if isinstance(message, Declared | VerifierAsk | VerifierAnswer):
+    raw: object
+    if isinstance(message, ProxyReport):
+        packed = {name: figures.packed() for name, figures in message.figures.items()}
+        raw = {**asdict(replace(message, figures={})), "figures": packed}
+    else:
+        raw = _told(message) if isinstance(message, RouteTable) else asdict(message)
+    if isinstance(message, Note):
         raw = {_NOTE_NAMES[type(message)]: raw}
     return json.dumps(raw, separators=(",", ":")).encode() + b"\n"
+
+
+def _told(table: RouteTable) -> object:
+    """A table without routes has them said nevertheless: without the word it would be a question."""
+    return {"seq": table.seq, "routes": _lean(table.routes)}
+
+
+def _lean(value: object) -> object:
+    """Without what is at its default, which reading puts back: tables are long, and mostly defaults."""
+    if isinstance(value, tuple):
+        return [_lean(part) for part in value]
+    if not isinstance(value, Endpoint | Pooling | PoolRule | Route):
+        return value
+    parts = ((name, getattr(value, name), default) for name, default in _defaults(cast(Hashable, type(value))))
+    return {name: _lean(part) for name, part, default in parts if part != default}
+
+
+@cache
+def _defaults(kind: Hashable) -> tuple[tuple[str, object], ...]:
+    """Of a dataclass; a field without one equals nothing."""
+    parts = fields(cast(type[Endpoint], kind))
+    return tuple((part.name, object() if part.default is MISSING else part.default) for part in parts)
 
 
 def encode_question(seq: int) -> bytes:
@@ -185,6 +226,8 @@ def decode_note(line: bytes) -> Note | None:
         note = _NOTES[name](**fields)
         if isinstance(note, Declared):
             return Declared(passwords={instance: Passwords(**raw) for instance, raw in fields["passwords"].items()})
+        if isinstance(note, Drain):
+            return Drain(within_s=max(0.0, float(note.within_s)))
         if not all(isinstance(fields[part], str) for part in ("instance", "user")):
             raise TypeError(name)
         return note
@@ -207,8 +250,9 @@ def decode_report(line: bytes) -> ProxyReport:
     raw = _object(line)
     try:
         sessions = {name: SessionCounts(**counts) for name, counts in cast(dict[str, Any], raw.pop("sessions")).items()}
-        return ProxyReport(sessions=sessions, **raw)
-    except (KeyError, TypeError) as error:
+        figures = {name: unpacked(packed) for name, packed in cast(dict[str, Any], raw.pop("figures", {})).items()}
+        return ProxyReport(sessions=sessions, figures=figures, **raw)
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"proxy report is not of the expected form: {error!r}") from error
 
 

@@ -44,6 +44,7 @@ class Acquired:
     term: int
     lease_id: int = 0
     leader: str = ""
+    sync: SyncRecord | None = None  # what the transaction put on record; None = an earlier one did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,14 @@ class Leadership:
     # --- taking and giving up ---
 
     async def acquire(
-        self, me: MemberRef, node: str, *, after_term: int, lease_id: int, change: LeadershipChange
+        self,
+        me: MemberRef,
+        node: str,
+        *,
+        after_term: int,
+        lease_id: int,
+        change: LeadershipChange,
+        knows_eras: bool = False,
     ) -> Acquired:
         """Make `me` the leader after `after_term`, on the node's lease (0, or one that is gone: a new one)."""
         self._refuse_foreign_lease(node, lease_id)
@@ -114,6 +122,7 @@ class Leadership:
                 lease_id=fresh_lease,
                 change=self._line(me.instance, ha.record, change),
                 node_revision=known.mod_revision,
+                knows_eras=knows_eras,
             )
             try:
                 acquired = await self._store.commit(txn)
@@ -121,7 +130,8 @@ class Leadership:
                 acquired, fresh_lease = False, 0
             if acquired:
                 log.info("leadership_acquired", instance=str(me.instance), member=me.member, term=after_term + 1)
-                return Acquired(acquired=True, term=after_term + 1, lease_id=fresh_lease)
+                sync = txns.sync_of_new_leader(ha.record, me.member, knows_eras=knows_eras)
+                return Acquired(acquired=True, term=after_term + 1, lease_id=fresh_lease, sync=sync)
         return _not_acquired(*self._present(me.instance))
 
     async def release(self, me: MemberRef, node: str, *, term: int, handover: str, change: LeadershipChange) -> bool:

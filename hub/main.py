@@ -27,6 +27,7 @@ from core.config import load_config
 from core.errors import MoorageError, UserError
 from core.ids import InstanceRef
 from core.log import EventLog, setup_logging
+from core.notify import READY, STOPPING, keep_alive, tell
 from core.records import MemberDesired, MemberSecrets
 from core.sealing import Sealer
 from hub.authority import Authority
@@ -161,10 +162,13 @@ async def _serve_in_step(hub: Hub, group: asyncio.TaskGroup, stopping: asyncio.E
             group.create_task(pulse.run(), name="pulse"),
             group.create_task(presence.run(), name="presence"),
             group.create_task(Controllers(hub).run(), name="controllers"),
+            group.create_task(keep_alive(), name="watchdog"),
         ]
         gc.freeze()  # what lives now lives for ever; thousands of futures make full collections long
         log.info("hub_started", hub=hub.config.name, store_id=hub.mirror.store_id, nodes=len(hub.mirror.nodes))
+        tell(READY)
         await stopping.wait()
+        tell(STOPPING)
         log.info("hub_draining", hub=hub.config.name, polls=hub.board.waiting)
         for task in tasks:
             task.cancel()  # its twin takes the controllers' work over while this one still answers

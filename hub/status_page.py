@@ -251,11 +251,13 @@ def member_page(scene: Scene, node: str, ref: MemberRef) -> Page:
 
 def member_tags(desired: MemberDesired) -> Page:
     """What is particular to the member; what is not is left out."""
+    weight = desired.read_weight
     tags: Page = {
         "no_failover": desired.no_failover,
         "priority": desired.priority,
         "no_load_balance": desired.no_load_balance,
         "clone_source": desired.clone_source,
+        "read_weight": weight if weight != 1 else 0,
         "upstream": desired.upstream,
     }
     return {name: value for name, value in tags.items() if value}

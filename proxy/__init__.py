@@ -6,9 +6,10 @@ nothing about leadership: a route carries the time at which it ends, and past th
 or left open, even if nobody tells.
 
 A connection begins in `reception` (TLS, cancel, startup packet), goes on as a `session` (wait for a server, relay) and
-has its server's side in `server`; `table` holds the routes and the fences that cut sessions, `routing` judges who goes
-where, `gate` is what all connections share, `control` is the agent's way in; `tls` is the clients' TLS,
-`postgres.frames` knows whether a session stands between two messages.
+has its server's side in `server`, a connection out of `pools` that others of the same login used before; in transaction
+mode it has one for each transaction anew (`sharing`); `table` holds the routes and the fences that cut sessions,
+`routing` judges who goes where, `gate` is what all connections share, `control` is the agent's way in; `tls` is the
+clients' TLS, `postgres.frames` knows whether a session stands between two messages.
 
 Only the standard library, uvloop and the light part of `core` are imported here: one process a core, each small.
 """

@@ -4,8 +4,8 @@ A line is a route table, or `{"seq": N}` alone, which only asks for a report. Th
 time; the table in force stays until its routes end by themselves. A line that is neither, or a table with a value that
 no route can have, is answered by closing the connection, and changes nothing.
 
-Verifiers go both ways over the same connection and are not reported on: the agent tells those of declared users, and
-from then on may be asked for others. Whoever told last is asked.
+Beside them go notes, which are not reported on: that the process has to leave (`proxy.leaving`), and verifiers, both
+ways. The agent tells those of declared users, and from then on may be asked for others. Whoever told last is asked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from core.log import EventLog
 from core.routes import (
     MAX_LINE_BYTES,
     Declared,
+    Drain,
     Endpoint,
     Note,
     ProxyReport,
@@ -33,6 +34,7 @@ from core.routes import (
     encode,
 )
 from proxy.gate import Gate
+from proxy.leaving import Leaving, Standing
 
 log = EventLog("proxy.control")
 WRITE_TIMEOUT_S = 5.0
@@ -43,8 +45,9 @@ CLIENT_TLS = ("off", "prefer", "require")
 class Control:
     """Serves the socket; one agent at a time is expected, more do no harm."""
 
-    def __init__(self, gate: Gate, path: Path) -> None:
+    def __init__(self, gate: Gate, path: Path, standing: Standing | None = None) -> None:
         self._gate = gate
+        self._standing = standing or Standing(leaving=Leaving(gate))
         self._path = path
         self._server: asyncio.Server | None = None
         self._inode = 0  # of our socket: a successor's is not ours to remove
@@ -100,6 +103,8 @@ class Control:
             case Declared():
                 self._gate.verifiers.declare(note)
                 self._answering = writer
+            case Drain():
+                self._standing.leaving.begin(note.within_s)
             case VerifierAnswer():
                 self._gate.verifiers.answered(note)
             case VerifierAsk():
@@ -120,10 +125,13 @@ class Control:
             return asked
         table = read_table(line)
         self._gate.table.replace(table)
+        self._gate.meters.wish({route.instance: route.slow_query_ms / 1000 for route in table.routes})
         return table.seq
 
     def _report(self, seq: int) -> ProxyReport:
         table = self._gate.table
+        self._gate.settle()
+        self._gate.meters.roll(self._gate.clock.now())
         bytes_in, bytes_out = self._gate.moved_bytes()
         return ProxyReport(
             seq=seq,
@@ -133,6 +141,11 @@ class Control:
             bytes_in=bytes_in,
             bytes_out=bytes_out,
             refused=self._gate.refused,
+            figures=self._gate.meters.figures(),
+            release=self._standing.release,
+            generation=self._standing.place.generation,
+            draining=self._standing.leaving.begun,
+            unopened=self._standing.unopened(),
         )
 
 

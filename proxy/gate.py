@@ -10,10 +10,16 @@ from typing import Any, Protocol
 
 from core.clock import Clock
 from core.log import EventLog
+from proxy.admin.facts import Shown
 from proxy.failures import Failures
 from proxy.inner_tls import InnerTls
 from proxy.keys import Keys
+from proxy.meters import Meters
+from proxy.pools import Pools
+from proxy.postgres.messages import HEADER_BYTES, error_fields
+from proxy.postgres.prepared import Library
 from proxy.postgres.requests import Pool
+from proxy.slow_queries import SlowQueries
 from proxy.table import Table
 from proxy.verifiers import Verifiers
 
@@ -25,6 +31,7 @@ REFUSALS_LOGGED_PER_S = 20  # a port scan, or a loop of clients that are not let
 class Limits:
     """Bounds, each named where it refuses."""
 
+    processes: int = 1  # of this node's proxy: what is bounded for all of them together, each has its share of
     clients_max: int = 20_000
     waiters_max: int = 2_000  # of one instance, held until there is a primary
     logins_max: int = 32  # of one instance and kind, at once: servers start a process for each
@@ -47,6 +54,10 @@ class Guest(Protocol):
     @property
     def ended(self) -> bool:
         """It has been told, and is only given time to read it."""
+
+    @property
+    def shown(self) -> Shown | None:
+        """To who asks the proxy; None while it was not let in."""
 
     def shut_down(self) -> None:
         """End it, with a word if possible."""
@@ -87,6 +98,9 @@ class Gate:
     local_address: str
     tls: Callable[[], ssl.SSLContext | None]
     inner_tls: InnerTls = field(default_factory=InnerTls)
+    meters: Meters = field(init=False)
+    slow_queries: SlowQueries = field(init=False)
+    pools: Pools = field(init=False)
     verifiers: Verifiers = field(init=False)
     failures: Failures = field(init=False)
     limits: Limits = field(default_factory=Limits)
@@ -94,6 +108,7 @@ class Gate:
     guests: set[Guest] = field(default_factory=set)
     cancels: Keys = field(default_factory=Keys)
     statements: Pool = field(default_factory=Pool)  # that sessions have prepared
+    library: Library = field(init=False)  # of those that are in transaction mode
     stopping: bool = False  # nobody new gets a server
     refused: int = 0
     bytes_in: int = 0  # of connections that have ended
@@ -104,6 +119,9 @@ class Gate:
 
     def __post_init__(self) -> None:
         self.verifiers, self.failures = Verifiers(self.clock), Failures(self.clock)
+        self.library = Library(self.statements)
+        self.pools = Pools(self.clock, self.table, self.limits.processes, self.tasks.spawn)
+        self.meters, self.slow_queries = Meters(self.clock.now()), SlowQueries(self.clock)
 
     def logins(self, instance: str, *, read_only: bool) -> asyncio.Semaphore:
         """To be held while a session logs in to a server."""
@@ -114,9 +132,11 @@ class Gate:
         """To be held while a server is asked what a session carries."""
         return self._paces.setdefault((instance, "inquiries"), asyncio.Semaphore(self.limits.inquiries_max))
 
-    def refuses(self, *, client: str, instance: str, why: str) -> None:
-        """Count a client that is told no, and log it unless there were too many lately."""
+    def refuses(self, *, client: str, instance: str, why: str, told: bytes = b"") -> None:
+        """Count a client that is told no, and log it unless there were too many lately. `told`: the ErrorResponse."""
         self.refused += 1
+        if told and self.table.route(instance) is not None:
+            self.meters.inflow(instance).refuse(error_fields(told[HEADER_BYTES:]).get("C", "none"))
         now = self.clock.now()
         if now - self._second >= 1.0:
             left_out = self._refused_then - REFUSALS_LOGGED_PER_S
@@ -130,9 +150,17 @@ class Gate:
     def gone(self, guest: Guest) -> None:
         """It has ended, and its bytes count for the whole."""
         if guest in self.guests:
+            if guest.shown is not None:
+                guest.shown.settle()
             self.guests.discard(guest)
             self.bytes_in += guest.bytes_in
             self.bytes_out += guest.bytes_out
+
+    def settle(self) -> None:
+        """Bring the meters up to date."""
+        for guest in self.guests:
+            if guest.shown is not None:
+                guest.shown.settle()
 
     def moved_bytes(self) -> tuple[int, int]:
         """In from clients, out to clients; connections under way included."""

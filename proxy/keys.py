@@ -8,6 +8,7 @@ proxies of one instance practically never meet.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Protocol
 
 from core.routes import Endpoint
@@ -22,6 +23,9 @@ class Holder(Protocol):
 
     def present_server(self) -> tuple[Endpoint, int, bytes] | None:
         """The server it is on, and the process id and key by which that server knows it."""
+
+    def cancelling(self) -> Callable[[bool], None]:
+        """A cancel request goes there now; to be told at its end whether it was taken."""
 
 
 class Keys:

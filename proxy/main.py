@@ -1,4 +1,7 @@
-"""`moorage-proxy`: one process, started by the agent and outliving it.
+"""`moorage-proxy`: one of a node's processes, started by the agent and outliving it.
+
+It takes the place of a process of an older generation by taking its listening sockets over (`proxy.listeners`), and
+leaves its own place by serving on whom it has (`proxy.leaving`).
 
 SIGTERM ends it in an orderly way: nobody new, idle sessions at once, a bounded time for those in a transaction, then
 57P01 for them too. Tables are still taken meanwhile, so fences hold to the end. SIGHUP reads the certificate again,
@@ -15,6 +18,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,10 @@ from core.log import EventLog, setup_logging
 from proxy.cancel import Canceller
 from proxy.certificate import Certificate
 from proxy.control import Control
+from proxy.family import Answer, Family, FamilySocket, Place, Request
 from proxy.gate import Gate, Limits
 from proxy.inner_tls import InnerTls
+from proxy.leaving import Leaving, Standing
 from proxy.listeners import Listeners
 from proxy.table import Table
 
@@ -46,6 +52,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--key", type=Path, help="its key, PEM")
     parser.add_argument("--ca", type=Path, help="the nodes' CA, PEM; without it connections to engines are plain")
     parser.add_argument("--pid-file", type=Path, help="written at the start, removed at the end")
+    parser.add_argument("--siblings", type=Path, help="folder where the node's other proxies are found; none = alone")
+    parser.add_argument("--processes", type=_count, default=limits.processes, help="that share this node's clients")
+    parser.add_argument("--generation", type=int, default=0, help="the sockets of older ones are taken over")
+    parser.add_argument("--index", type=int, default=0, help="among the processes of one generation")
+    parser.add_argument("--release", default="", help="told to the agent")
     parser.add_argument("--drain-s", type=float, default=DRAIN_S, help="how long transactions may go on after SIGTERM")
     parser.add_argument("--startup-s", type=float, default=limits.startup_s, help="for a client to say who it is")
     parser.add_argument("--clients-max", type=int, default=limits.clients_max, help="of all instances")
@@ -59,32 +70,73 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
+
+
 async def serve(options: argparse.Namespace) -> None:
     """Until SIGTERM or SIGINT. OSError when the control socket cannot be made."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_report_failure)
     certificate = Certificate(options.cert, options.key)
     gate = make_gate(options, certificate)
-    listeners = Listeners(gate, Canceller(gate).cancel)
+    place = Place(generation=options.generation, index=options.index)
+    family = Family(folder=options.siblings, place=place, processes=options.processes) if options.siblings else None
+    canceller = Canceller(gate, family)
+    listeners = Listeners(gate, canceller.cancel, family)
     gate.table.on_listeners = listeners.changed
-    control = Control(gate, options.control)
+    leaving = Leaving(gate, listeners.close)
+    standing = Standing(leaving=leaving, place=place, release=options.release, unopened=listeners.unopened)
+    control = Control(gate, options.control, standing)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, certificate.reload)
     with pid_file(options.pid_file):
-        await control.start()
-        log.info("proxy_started", address=options.address, pid=os.getpid(), clients_max=gate.limits.clients_max)
-        try:
+        with contextlib.ExitStack() as open_sockets:
+            if family is not None:
+                beside = FamilySocket(place.path(family.folder), siblings_desk(listeners, leaving, canceller))
+                beside.start()
+                open_sockets.callback(beside.close)
+            await control.start()
+            open_sockets.callback(control.close)
+            log.info("proxy_started", address=options.address, pid=os.getpid(), clients_max=gate.limits.clients_max)
             async with asyncio.TaskGroup() as group:
                 listening = group.create_task(listeners.run(), name="listeners")
+                over = group.create_task(leaving.over(), name="leaving")
+                over.add_done_callback(lambda _: stopping.set())
                 await stopping.wait()
                 listening.cancel()
+                over.cancel()
             listeners.close()
             await drain(gate, options.drain_s)
-        finally:
-            control.close()
-            log.info("proxy_stopped", pid=os.getpid())
+        log.info("proxy_stopped", pid=os.getpid())
+
+
+def siblings_desk(
+    listeners: Listeners, leaving: Leaving, canceller: Canceller
+) -> Callable[[Request], Awaitable[Answer]]:
+    """What this process does for its siblings."""
+
+    async def answer(request: Request) -> Answer:
+        match request["ask"]:
+            case "share":
+                return listeners.share([int(number) for number in request["ports"]])
+            case "sockets":
+                return listeners.give(int(request["from"]))
+            case "leave":
+                leaving.begin()
+                return Answer()
+            case "cancel":
+                key = (int(request["pid"]), bytes.fromhex(request["key"]))
+                return Answer(fields={"held": await canceller.cancel_here(key)})
+            case other:
+                raise ValueError(f"a sibling asks for {other!r}")
+
+    return answer
 
 
 def make_gate(options: argparse.Namespace, certificate: Certificate) -> Gate:
@@ -101,7 +153,12 @@ def make_gate(options: argparse.Namespace, certificate: Certificate) -> Gate:
         local_address=options.address,
         tls=certificate.context,
         inner_tls=InnerTls(local_address=options.address, ca=options.ca, cert=options.cert, key=options.key),
-        limits=Limits(clients_max=clients_max, waiters_max=options.waiters_max, startup_s=options.startup_s),
+        limits=Limits(
+            processes=options.processes,
+            clients_max=clients_max,
+            waiters_max=options.waiters_max,
+            startup_s=options.startup_s,
+        ),
     )
 
 
@@ -112,7 +169,9 @@ def pid_file(path: Path | None) -> Any:
     started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     text = f"{os.getpid()} {started}\n"
     if path is not None:
-        path.write_text(text)
+        unready = path.with_name(f"{path.name}.new")
+        unready.write_text(text)
+        unready.rename(path)  # whoever reads it meanwhile must not take it for that of a dead process
     try:
         yield
     finally:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import cast
 
 from core.errors import UnavailableError
+from proxy.admin.facts import DATABASES
+from proxy.admin.guest import Observer
 from proxy.gate import Gate
 from proxy.postgres import refusals
 from proxy.postgres.authentication import Accepted, ClientAuthentication, Rejected
@@ -63,6 +65,10 @@ class Reception(asyncio.Protocol):
     @property
     def ended(self) -> bool:
         return self._ended
+
+    @property
+    def shown(self) -> None:
+        return None
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
@@ -225,11 +231,11 @@ class Reception(asyncio.Protocol):
         assert self._transport is not None
         data, self._buffer = bytes(self._buffer), bytearray()
         progress = authentication.feed(data)
-        if progress.reply:
+        if progress.reply and not isinstance(progress.outcome, Accepted):
             self._transport.write(progress.reply)
         match progress.outcome:
             case Accepted(login=login):
-                self._become_session(login, progress.rest)
+                self._become_session(login, progress.reply, progress.rest)
             case Rejected(reply_error=reply, why=why, wrong_password=wrong):
                 if wrong and self._startup is not None:
                     self._gate.failures.note(self._address, self._instance, self._startup.user)
@@ -238,11 +244,18 @@ class Reception(asyncio.Protocol):
             case None:
                 pass
 
-    def _become_session(self, login: Login, early: bytes) -> None:
+    def _become_session(self, login: Login, proof: bytes, early: bytes) -> None:
+        """`proof`: the last word of the authentication, not written yet."""
         assert self._transport is not None
         assert self._startup is not None
         self._end()
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        if self._startup.database in DATABASES and not self._read_only:
+            observer = Observer(self._gate, self._transport, self._startup, instance=self._instance)
+            self._transport.write(proof)
+            self._hand_over(observer)
+            observer.begin(early)
+            return
         session = Session(
             self._gate,
             self._transport,
@@ -252,11 +265,15 @@ class Reception(asyncio.Protocol):
             read_only=self._read_only,
             tls=self._tls,
         )
+        self._hand_over(session)
+        session.begin(early, proof)
+
+    def _hand_over(self, guest: Session | Observer) -> None:
+        assert self._transport is not None
         self._gate.guests.discard(self)
-        self._gate.guests.add(session)
-        self._transport.set_protocol(session)
+        self._gate.guests.add(guest)
+        self._transport.set_protocol(guest)
         self._transport = None
-        session.begin(early)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -271,7 +288,7 @@ class Reception(asyncio.Protocol):
         if self._ended:
             return
         self._end()
-        self._gate.refuses(client=self._address, instance=self._instance, why=why)
+        self._gate.refuses(client=self._address, instance=self._instance, why=why, told=message)
         if self._transport is None:
             return
         if self._shaking is None:

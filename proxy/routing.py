@@ -74,10 +74,12 @@ def refused(route: Route, client: str) -> Refuse | None:
 
 
 def _least_loaded(replicas: list[Endpoint], sessions: Mapping[str, int], turn: int) -> Endpoint:
-    """Short sessions leave no load behind: without the turn all of them would meet on one replica."""
+    """By load over weight. Short sessions leave no load behind: without the turn, in which each has its weight, all of
+    them would meet on one replica."""
     replicas = sorted(replicas, key=lambda one: one.member)
-    first = turn % len(replicas)
-    return min(replicas[first:] + replicas[:first], key=lambda one: sessions.get(one.member, 0))
+    turns = [at for at, one in enumerate(replicas) for _ in range(max(1, one.weight))]
+    first = turns[turn % len(turns)]
+    return min(replicas[first:] + replicas[:first], key=lambda one: sessions.get(one.member, 0) / max(1, one.weight))
 
 
 def still_valid(route: Route | None, endpoint: Endpoint, now: float) -> bool:

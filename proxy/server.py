@@ -6,42 +6,37 @@ is not read.
 
 Between the login and the relay, and while the session is at rest, the proxy may talk to the server itself
 (`_exchange`): to make again what the session carries, or to ask for it. Nothing of that reaches the client.
+
+A connection may outlive its client (`pools`): between two clients it hears its server alone, and `serve` gives it to
+the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
 from core.routes import Endpoint
+from proxy.client import Client
 from proxy.gate import Gate
 from proxy.inner_tls import secured
-from proxy.postgres.carried import DISMISSED, LAST_WORDS, Inquiry, Restoring
+from proxy.pools import ServerPool, Signature
+from proxy.postgres.answering import answers
+from proxy.postgres.carried import DISMISSED, LAST_WORDS, LIKE_NEW, Inquiry, Restoring
 from proxy.postgres.doubt import Doubt
 from proxy.postgres.frames import ERROR, Boundary
 from proxy.postgres.login import LoggedIn, LoginRefused, ServerLogin
-from proxy.postgres.messages import Garbled, Stream, error_fields, message
-from proxy.postgres.requests import Requests
+from proxy.postgres.messages import Garbled, Stream, error_fields, message, parameter_of
+from proxy.postgres.prepared import Held
+from proxy.postgres.requests import IDLE
 from proxy.sockets import close_soon, outgoing, read_on
-from proxy.table import Fence
 
 _ASIDE, _COMPLAINTS = frozenset(b"SA"), frozenset(b"NE")
+_PARAMETER, _UNHEARD = ord("S"), frozenset(b"NEA")
+STATEMENTS_MAX = 500  # prepared ones kept by a server, until its pool says otherwise
+REPORTED_MAX = 100  # parameters reported in one transaction, until they are looked at
 EARLY_BYTES_MAX = 64 << 10  # between the login and the relay; no server says that much unasked
-
-
-class Client(Protocol):
-    """The other side, as the server's side sees it."""
-
-    transport: asyncio.Transport | None
-    fence: Fence | None
-    requests: Requests
-    bytes_out: int
-
-    def cut(self) -> None: ...
-    def rested(self) -> None: ...
-    def server_lost(self, link: ServerLink) -> None: ...
-    def read_client(self, go: bool) -> None: ...
 
 
 class ServerLink(asyncio.Protocol):
@@ -62,6 +57,13 @@ class ServerLink(asyncio.Protocol):
         self._doubt: Doubt | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._client_full = False  # it does not keep up
+        self.opened_s = 0.0  # monotonic; when it was logged in
+        self.freed_s = 0.0  # when its last client left it
+        self.signature: Signature  # what it is and carries, from its login on
+        self.home: ServerPool | None = None  # while it may be used again
+        self.cancels = 0  # requests under way for what it runs
+        self.held = Held(STATEMENTS_MAX)  # statements that the server has; `opened` says how many
+        self._meter = client.account.meter
         self.cancel_key: tuple[Endpoint, int, bytes] | None = None
         self.parameters: dict[str, str] = {}
         self.dismissal = b""  # by which the server has ended this one session, kept from the client
@@ -93,6 +95,8 @@ class ServerLink(asyncio.Protocol):
         await self._exchange(login.begin(), take)
         (answer,) = outcome
         if isinstance(answer, LoggedIn):
+            self.opened_s = self._now()
+            self._meter.opened += 1
             self.cancel_key = (endpoint, answer.pid, answer.key)
             self.parameters = dict(answer.parameters)
             self._early += answer.rest
@@ -106,10 +110,11 @@ class ServerLink(asyncio.Protocol):
             return restoring.done
 
         early, self._early = self._early, b""
+        self.held.unnamed = None
         if early:
             restoring.feed(early)
         await self._exchange(restoring.begin(), take)
-        self.parameters |= restoring.parameters
+        _ = self._note(list(restoring.parameters.items()))
         self._early = restoring.notifications + restoring.rest + self._early
 
     async def ask(self, inquiry: Inquiry) -> None:
@@ -137,6 +142,62 @@ class ServerLink(asyncio.Protocol):
             await self._heard
         finally:
             self._take = self._heard = None
+
+    async def make_like_new(self) -> None:
+        """Between two clients: as it was after its login. OSError or Garbled when the server does not say so."""
+        self.held.clear()
+        restoring = Restoring(LIKE_NEW)
+        await self.restore(restoring)
+        self._early = b""  # notifications for who had it
+        if restoring.failed or restoring.rest:
+            raise ConnectionResetError(restoring.failed or "the server says more than it was asked")
+
+    def serve(self, client: Client) -> None:
+        """The next client has it, as its signature says."""
+        self._meter.reused += client is not self._client
+        self._client, self._requests = client, client.requests
+        self._take = None
+
+    def go_on(self) -> None:
+        """`begin_relay` for one that was free: nothing has come."""
+        self._relaying = True
+        fence = self._client.fence
+        if self._doubt is not None or (fence is not None and fence.strict):
+            self._guard()
+
+    def wait_for_client(self) -> None:
+        """Nobody has it for now."""
+        self._relaying = False
+        self._take = self._overhear
+        if self._client_full:
+            self._client_full = False
+            read_on(self._transport, True)
+
+    def _overhear(self, data: bytes) -> bool:
+        """What a server says to nobody: parameters that a reload has changed, or that it ends."""
+        stream = self._aside = self._aside or Stream()
+        try:
+            for kind, body in stream.feed(data):
+                if kind == _PARAMETER:
+                    self._note([parameter_of(body)])
+                elif kind not in _UNHEARD:
+                    raise Garbled("a server speaks to nobody")
+        except Garbled:
+            self.abort()
+            if self.home is not None:
+                self.home.died(self)
+        if not stream.rest:
+            self._aside = None
+        return False
+
+    def _note(self, reported: list[tuple[str, str]]) -> bool:
+        """Parameters as they are now; whether that is news. The dictionary is replaced, never changed: who remembers it
+        sees by that whether there is anything new."""
+        news = self.parameters | dict(reported)
+        if news == self.parameters:
+            return False
+        self.parameters = news
+        return True
 
     def begin_relay(self) -> None:
         """From now on everything goes to the client, first of all what has come already."""
@@ -182,8 +243,8 @@ class ServerLink(asyncio.Protocol):
         """To the client, under the same fence as what came from it: what an expired primary says it has committed,
         another one may not have."""
         client, requests, boundary = self._client, self._requests, self._boundary
-        fence, transport = client.fence, client.transport
-        if fence is not None and self._now() >= fence.until_s:
+        fence, transport, now = client.fence, client.transport, self._now()
+        if fence is not None and now >= fence.until_s:
             client.cut()
             return
         idle = requests.outstanding == 0 and not requests.open
@@ -195,26 +256,48 @@ class ServerLink(asyncio.Protocol):
             data = self._doubt.feed(data, awaited=requests.outstanding > 0)
             if not data:
                 return
+        statements = client.statements
+        if statements is not None:
+            data = answers(statements, self.held, data, boundary)
+            if statements.waits and statements.may_go_on and client.sharing is not None:
+                asyncio.get_running_loop().call_soon(client.sharing.let_on, self)
         boundary.feed(data)
         if transport is None:
             return
         client.bytes_out += len(data)
         transport.write(data)
+        if boundary.sqlstates:
+            client.account.failed(boundary.sqlstates)
+            boundary.sqlstates.clear()
         if boundary.readies:
-            requests.ready(boundary.readies, boundary.state)
-            if requests.outstanding == 0:
-                self._rest()
+            self._ready(now)
         else:
             requests.copy_asked = boundary.copy_asked
             requests.unclear |= boundary.lost
             if idle and self.quiet:
                 self._rest()  # who wanted to ask may have found it half-way through a message
 
+    def _ready(self, now: float) -> None:
+        """At least one request has been answered."""
+        requests, boundary, account = self._requests, self._boundary, self._client.account
+        requests.ready(boundary.readies, boundary.state)
+        if account.running:
+            took_s = account.answered(boundary.readies, boundary.state == IDLE, requests.outstanding > 0, now)
+            if took_s >= account.wishes.slow_s:
+                account.was_slow(took_s)
+        if requests.outstanding == 0:
+            self._rest()
+
     def _rest(self) -> None:
         """All is answered."""
+        client, reported = self._client, self._boundary.reported
         self._guard()
-        if self._requests.changed or (self._client.fence is not None and self._client.fence.paused):
-            self._client.rested()
+        if reported and (self._requests.state == IDLE or len(reported) > REPORTED_MAX):
+            if self._note([parameter_of(body) for body in reported]):
+                client.reported(self.parameters)
+            reported.clear()
+        if client.sharing or self._requests.changed or (client.fence is not None and client.fence.paused):
+            client.rested()
 
     def _unasked(self, data: bytes) -> bytes:
         """The server speaks though nothing was asked. What it says when it ends is kept back, for the session may go
@@ -252,10 +335,13 @@ class ServerLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._meter.closed += self.cancel_key is not None
         if self._linger is not None:
             self._linger.cancel()
         if self._heard is not None and not self._heard.done():
             self._heard.set_exception(exc or ConnectionResetError("the server closed the connection"))
+        if self.home is not None:
+            self.home.died(self)
         if self._relaying:
             self._client.server_lost(self)
 
@@ -280,6 +366,10 @@ class ServerLink(asyncio.Protocol):
     @property
     def lost(self) -> bool:
         return self._transport is None
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        return self._transport
 
     def write(self, data: bytes) -> None:
         """From the client. The caller has looked at the fence."""

@@ -5,38 +5,37 @@ go, and looks for the next one (`attaching`), which is made to carry what the fo
 the client reaches it. One that is not at rest ends with its server, by error 57P01: what was under way may have been
 done, and nothing is ever sent twice.
 
-During a switchover the fence is *paused*: who is at rest begins nothing new, what its client sends is held here, and
-the server is asked what the session carries while it can still say. After a crash it cannot, so a session that may
-have changed something is asked beforehand, when its client has been silent for a moment.
+What it carries is asked of its server in time (`asking`). In transaction mode it gives the server back at each rest and
+takes another one for what comes next (`sharing`). A client that leaves in good order leaves its connection to the next
+one: made like new, unless it never used it.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from core.log import EventLog
 from core.routes import Endpoint
-from proxy.attaching import Departure, attach
+from proxy.account import Account
+from proxy.asking import Asking
+from proxy.attaching import Departure, Lease, Offer, attach, took_free_one
 from proxy.gate import Gate
-from proxy.keys import Key
+from proxy.meters import NEVER
+from proxy.parting import drop, leave_if_rested, left_server, obstacle, said_goodbye, turn_back
 from proxy.postgres import refusals
-from proxy.postgres.authentication import AUTHENTICATION_OK
-from proxy.postgres.carried import NOTHING, Inquiry, Step, steps_of
-from proxy.postgres.login import PROTOCOL_3_0, LoggedIn, is_ordinary, spoken
-from proxy.postgres.messages import READY_IDLE, Garbled, backend_key, parameter_status
+from proxy.postgres.login import is_ordinary
+from proxy.postgres.messages import TERMINATE
+from proxy.postgres.prepared import Statements
+from proxy.postgres.renaming import translate
 from proxy.postgres.requests import Requests
 from proxy.postgres.scram import Login
 from proxy.postgres.startup import Startup
 from proxy.postgres.statements import mutes
 from proxy.server import ServerLink
-from proxy.sockets import LINGER_S, part_with
+from proxy.sharing import Sharing, replicates, shares_servers
+from proxy.sockets import LINGER_S, close_soon, part_with
 from proxy.table import Fence
+from proxy.told import Told
 from proxy.waiting import Waiting
-
-log = EventLog("proxy.session")
-NO = frozenset({"", "0", "f", "false", "n", "no", "of", "off"})
-INQUIRY_S = 5.0  # a server that does not answer the proxy's question for so long is lost
-SETTLED_S = 0.05  # a client is silent so long before its server is asked what its session carries
 
 
 class Session(asyncio.Protocol):
@@ -60,43 +59,50 @@ class Session(asyncio.Protocol):
         self.transport: asyncio.Transport | None = transport
         self.address = client_address(transport)
         self.login = login
+        self.database = startup.database
         self.parameters = tuple(pair for pair in startup.parameters.items() if is_ordinary(*pair))
-        self.requests = Requests(gate.statements)
+        shares = shares_servers(gate.table.route(instance), startup)
+        self.requests = Requests(gate.statements, keeps=not shares)
+        self.requests.unclear = replicates(startup)  # what it is in the middle of, its messages do not tell
         self.requests.muted = any(mutes(*pair) for pair in startup.parameters.items())
+        self.account = Account(self, gate, startup, tls=tls)
         self.waiting = Waiting(self, gate)
         self.kept = False
         self.departure: Departure | None = None
         self.dialing: asyncio.Timeout | None = None
+        self.lease: Lease | None = None  # it waits for a connection of a pool
+        self.holding = False  # there is a server, but nothing goes to it
         self.bytes_in = 0
         self.bytes_out = 0
-        # What a replication connection is in the middle of cannot be told from its messages.
-        self.requests.unclear = startup.parameters.get("replication", "off").lower() not in NO
         self._gate = gate
         self._table = gate.table
         self._now = gate.clock.now
-        self._startup = startup
         self._tls = tls
-        self._began = self._now()
-        self._left_at = self._began  # when it began to look for its present or next server
         self._link: ServerLink | None = None
-        self._key: Key | None = None  # of cancel requests, once the client has a server
-        self._carried = NOTHING
-        self._told: dict[str, str] = {}  # parameters as the last server had them
-        self._holding = False  # there is a server, but nothing goes to it
-        self._parked = False  # paused, and all is known that is needed to go elsewhere
-        self._asking: asyncio.Task[None] | None = None
-        self._settling: asyncio.TimerHandle | None = None
+        self.asking = Asking(self, gate)
+        self.told = Told(self, gate, startup, tls=tls)
+        self.sharing = Sharing(self, gate) if shares else None
+        self.statements = Statements(gate.library) if shares else None
         self._task: asyncio.Task[None] | None = None
         self._full = False  # the client does not keep up
         self._ended = False
         self._linger: asyncio.TimerHandle | None = None
 
-    def begin(self, early: bytes) -> None:
-        """Look for a server. `early`: what the client sent behind its login."""
-        self._look_for_server()
+    def begin(self, early: bytes, proof: bytes = b"") -> None:
+        """Look for a server. `early`: what the client sent behind its login; `proof`: what it is to be told first."""
+        self.told.first = proof
+        if self.sharing is not None:
+            self._table.share(self)
+        if self.sharing.greeted(self._now()) if self.sharing is not None else took_free_one(self, self._gate):
+            if early:
+                self.data_received(early)
+            return
+        self.told.tell({})
+        self.look_for_server()
+        self.account.hold(self._now())
         self.waiting.begin()
         if early:
-            self.waiting.hold(early)
+            self._hold(early)
 
     @property
     def connected(self) -> bool:
@@ -115,37 +121,64 @@ class Session(asyncio.Protocol):
         if self._link is None or self.requests.unclear:
             return False
         paused = self.fence is not None and self.fence.paused
-        return not (self._parked if paused else self.requests.resting)
+        return not (self.asking.parked if paused else self.requests.resting)
+
+    @property
+    def looking(self) -> bool:
+        return self._task is not None
+
+    @property
+    def queued(self) -> bool:
+        return self.lease is not None or (self.sharing is not None and self.sharing.queued)
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        link = self._link
-        if link is None or self._holding:
-            if not self._ended:
-                self.waiting.hold(data)
+        link, now = self._link, self._now()
+        if data[-5:] == TERMINATE and said_goodbye(self, self._gate, data):
+            return
+        if link is None and self.sharing is not None and not self._ended:
+            link = self.sharing.take(data, now)
+        if link is None or self.holding:
+            self._hold(data)
             return
         # The fence: nothing that a client sends reaches a primary past the end of its route, also when this process
         # was frozen and thaws late.
-        fence = self.fence
-        if fence is not None and self._now() >= fence.until_s:
+        fence, requests, account = self.fence, self.requests, self.account
+        if fence is not None and now >= fence.until_s:
             self.cut()
-            if not self._ended:
-                self.waiting.hold(data)
+            self._hold(data)
             return
         self.bytes_in += len(data)
-        self.requests.feed(data)
-        if self.requests.muted and fence is not None and fence.strict:
-            self._end_with(refusals.MUTED)
+        statements = self.statements
+        out = data if statements is None else translate(statements, link.held, data, requests)
+        requests.feed(data)
+        if not account.running and (requests.outstanding or requests.open):
+            account.start(now)
+            if account.wishes.slow_s < NEVER:
+                account.remember(data)
+        if requests.muted and fence is not None and fence.strict:
+            self.end_with(refusals.MUTED)
             return
-        link.write(data)
+        link.write(out)
+        if statements is not None and (statements.waits or statements.lost) and self.sharing is not None:
+            self.sharing.barred()
 
-    def _release(self) -> None:
+    def _hold(self, data: bytes) -> None:
+        """It cannot be sent yet."""
+        if not self._ended:
+            self.account.held(data, self._now())
+            self.waiting.hold(data)
+
+    def go_on(self) -> None:
         """There is a server that may be written to: nothing is held back any more."""
+        self.account.release(self._now())
         held = self.waiting.end()
         if held:
             self.data_received(held)
         self.waiting.read_on()
+        if self.sharing is not None and not held:
+            self.rested()
 
     def read_client(self, go: bool) -> None:
         self.waiting.read_client(go)
@@ -154,10 +187,10 @@ class Session(asyncio.Protocol):
         """A client that only stopped sending still gets its answers: the server, told the same way, ends the session.
         TLS cannot be half closed."""
         link = self._link
-        if link is None or self._tls or self._ended or self.waiting.holds:
+        if link is None or self._tls or self._ended or self.waiting.holds or left_server(self, self._gate):
             return False
         if self.requests.leaving:  # the server ends by itself after a goodbye, unless it hangs
-            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._close)
+            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.close)
         else:
             self.requests.leaving = True
             link.half_close()
@@ -166,9 +199,11 @@ class Session(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         _ = self.waiting.end()
-        for task in (self._task, self._asking):
-            if task is not None:
-                task.cancel()
+        self.asking.stop()
+        if self._task is not None:
+            self._task.cancel()
+        if exc is None and not self._ended:
+            _ = left_server(self, self._gate)
         link = self._link
         if link is None or link.lost:
             self._settle()
@@ -176,260 +211,188 @@ class Session(asyncio.Protocol):
             link.release()
         else:
             link.abort()
+        if self.sharing is not None:
+            _ = self.sharing.withdraw()
+            self._settle()
 
-    def pause_writing(self) -> None:
-        self._full = True
+    def pause_writing(self, *, full: bool = True) -> None:
+        self._full = full
         if self._link is not None:
-            self._link.client_is_full(True)
+            self._link.client_is_full(full)
 
     def resume_writing(self) -> None:
-        self._full = False
-        if self._link is not None:
-            self._link.client_is_full(False)
+        self.pause_writing(full=False)
 
     # --- finding a server -----------------------------------------------------------------------------------------
 
-    def _look_for_server(self) -> None:
-        self._left_at = self._now()
-        self._task = self._gate.tasks.spawn(attach(self, self._gate), f"client {self.address}", failed=self._close)
+    def look_for_server(self, offer: Offer | None = None) -> None:
+        """`offer`: what a pool has given."""
+        self.told.looks()
+        way = attach(self, self._gate, offer)
+        self._task = self._gate.tasks.spawn(way, f"client {self.address}", failed=self.close)
+        if offer is not None:
+            self._task.add_done_callback(lambda _: offer.settle())  # a task that is cancelled early never runs
 
-    def steps(self) -> list[Step]:
-        """By which a new server comes to carry what the former did."""
-        requests = self.requests
-        return steps_of(self._carried, requests.prepared, requests.unnamed, requests.unconfirmed)
-
-    def relay(self, link: ServerLink, answer: LoggedIn) -> None:
+    def relay(self, link: ServerLink, notices: bytes) -> None:
         """The link is logged in and carries what it should."""
-        assert self.endpoint is not None, "bound before it was dialled"
-        assert self.transport is not None, "its way ends with it"
-        parameters = {name: value for name, value in link.parameters.items() if self._told.get(name) != value}
-        told = b"".join(parameter_status(name, value) for name, value in parameters.items())
+        assert link.cancel_key is not None, "given at the login"
+        self.account.release(self._now())
         if not self.kept:
-            self._key = self._gate.cancels.issue(self, answer.pid, long=spoken(self._startup.packet) > PROTOCOL_3_0)
-            told = AUTHENTICATION_OK + told + answer.notices + backend_key(*self._key) + READY_IDLE
-        self._log_relay(self.endpoint)
-        self._told |= parameters
-        self._link, self._task, self.kept, self.departure = link, None, True, None
-        self._holding = self._parked = False
-        self.bytes_out += len(told)
-        self.transport.write(told)
+            self.told.greet(link.parameters, link.cancel_key[1], notices)
+        else:
+            if self.sharing is None or self.sharing.pinned:  # others go from one to another all the time
+                self.told.moved()
+            self.told.tell(link.parameters)
+        self._link, self._task, self.departure = link, None, None
+        self.holding = self.asking.parked = False
         link.client_is_full(self._full)
         link.begin_relay()
         if self._link is not link:
             return
         self.look()
-        if not self._holding:
-            self._release()
-        elif not self.waiting.holds:
+        if self.holding and not self.waiting.holds:
             _ = self.waiting.end()
 
-    def _log_relay(self, endpoint: Endpoint) -> None:
-        waited_ms = round((self._now() - self._left_at) * 1000)
-        log.info(
-            "session_moved" if self.kept else "client_connected",
-            client=self.address,
-            user=self._startup.user,
-            database=self._startup.database,
-            instance=self.instance,
-            server=endpoint.member,
-            read_only=self.read_only,
-            tls=self._tls,
-            waited_ms=waited_ms,
-        )
+    def reported(self, parameters: dict[str, str]) -> None:
+        """The server has told that its parameters are these now."""
+        self.told.parameters = parameters
+        if self.sharing is not None:
+            self.requests.changed = True
 
-    def present_server(self) -> tuple[Endpoint, int, bytes] | None:
-        """Where a cancel request must go, and with which key."""
-        return self._link.cancel_key if self._link is not None else None
+    def adopt(self, link: ServerLink) -> None:
+        """A free connection that carries what it should, for the transaction that begins."""
+        if link.parameters is not self.told.parameters:
+            self.told.tell(link.parameters)
+        self._link = link
+        link.serve(self)
+        link.go_on()
+        if self._full:
+            link.client_is_full(True)
 
-    # --- what it carries ------------------------------------------------------------------------------------------
+    def let_go(self) -> None:
+        """The connection is somebody else's from now on."""
+        self._link = None
+        self._table.unbind(self)
+        self.fence = None
+
+    @property
+    def server(self) -> ServerLink | None:
+        return self._link
+
+    @property
+    def shown(self) -> Account:
+        return self.account
 
     def look(self) -> None:
         """The fence is paused, or is no longer; or there is a new one."""
-        if self.fence is not None and self.fence.paused:
-            self.rested()
-        elif self._asking is None:
-            self._holding = self._parked = False
-            if self._link is not None:
-                self._release()
+        if self._link is not None:
+            self.asking.look()
+        elif self.fence is not None and self.fence.paused:
+            turn_back(self, self._gate)
 
     def rested(self) -> None:
-        """The session may be at rest, and either its fence is paused or something may have changed."""
-        if not self._may_be_asked() or self._asking is not None:
+        """All is answered, it seems."""
+        sharing = self.sharing
+        if sharing is not None and sharing.rested():
             return
-        if self.fence is not None and self.fence.paused:
-            self._holding = True
-            if self.requests.touched:
-                self._begin_asking()
-            else:
-                self._parked = True
-        elif self.requests.changed and self._settling is None:
-            self._settling = asyncio.get_running_loop().call_later(SETTLED_S, self._settled, self.bytes_in)
-
-    def _settled(self, bytes_in: int) -> None:
-        self._settling = None
-        if self.bytes_in == bytes_in and self._may_be_asked() and self._asking is None:
-            self._begin_asking()
-        else:
-            self.rested()
-
-    def _may_be_asked(self) -> bool:
-        """Whole messages in both directions, none of which is owed an answer."""
-        return self._link is not None and self.requests.resting and self._link.quiet
-
-    def _begin_asking(self) -> None:
-        self._asking = self._gate.tasks.spawn(self._ask(), f"inquiry {self.address}", failed=self._close)
-
-    async def _ask(self) -> None:
-        """Ask the server what the session carries; hold the client meanwhile."""
-        link, asked = self._link, False
-        try:
-            async with self._gate.inquiries(self.instance):
-                if link is None or self._link is not link or not self._may_be_asked():
-                    return
-                if self.fence is not None and self._now() >= self.fence.until_s:
-                    self.cut()
-                    return
-                self._holding = asked = True
-                inquiry = Inquiry(self.login.user, self.requests.names, texts=self.requests.doubtful)
-                async with asyncio.timeout(INQUIRY_S):
-                    await link.ask(inquiry)
-                if self._link is link:
-                    self._take_answer(inquiry)
-        except TimeoutError:
-            log.warning("inquiry_timed_out", client=self.address, instance=self.instance)
-            if self._link is link and link is not None:
-                self._part_from_server(link, refusals.server_lost)
-        except OSError:
-            pass  # the link is lost, and the session knows
-        except Garbled as error:
-            self._end_with(refusals.server_lost(f"its server was not understood: {error}"))
-        finally:
-            if self._asking is asyncio.current_task():
-                self._asking = None
-                if not self._ended and link is self._link:
-                    self._asked(asked=asked)
-
-    def _asked(self, *, asked: bool) -> None:
-        """An answer that does not come a second time either would keep a switchover waiting for nothing."""
-        if self.fence is not None and self.fence.paused:
-            self._parked = self._holding and asked
-        else:
-            self._holding = False
-            self._release()
-
-    def _take_answer(self, inquiry: Inquiry) -> None:
-        if inquiry.failed:
-            log.info("inquiry_failed", client=self.address, instance=self.instance, error=inquiry.failed)
-            return
-        self._carried = inquiry.answer()
-        _ = self.requests.confirm(inquiry.statements())
-
-    def _obstacle(self) -> str | None:
-        """Why the session cannot go to another server: None when it can, empty when its client knows best."""
-        requests, link = self.requests, self._link
-        if link is None or not requests.resting or requests.leaving or self.transport is None or not link.may_be_told:
-            return ""
-        if self._table.route(self.instance) is None or self._gate.stopping:
-            return ""
-        if self._carried.obstacles:
-            return f"The session {' and '.join(self._carried.obstacles)}, which cannot be moved."
-        return requests.obstacle
+        if sharing is not None and self.requests.leaving:
+            leave_if_rested(self, self._gate)
+        elif self.requests.changed or (self.fence is not None and self.fence.paused):
+            self.asking.rested()
+        elif sharing is not None and sharing.pinned:
+            self.asking.settle()
 
     # --- the end --------------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
         """The fence falls. A client that is only on its way to that server looks for another one."""
         if self._link is not None:
-            self._part_from_server(self._link, refusals.failover)
+            self.part_from_server(self._link, refusals.failover)
         elif self.dialing is not None and not self.dialing.expired():
             self.dialing.reschedule(asyncio.get_running_loop().time())
+        else:
+            turn_back(self, self._gate)
 
     def server_lost(self, link: ServerLink) -> None:
         if link is self._link:
-            if link.dismissal and self.endpoint is not None and not self._parked:
+            if link.dismissal and self.endpoint is not None and not self.asking.parked:
                 self.departure = Departure(link.dismissal, self.endpoint, self.fence)
-            self._part_from_server(link, refusals.server_lost)
+            self.part_from_server(link, refusals.server_lost)
         if self.transport is None:
             self._settle()
 
-    def _part_from_server(self, link: ServerLink, farewell: refusals.Farewell) -> None:
+    def part_from_server(self, link: ServerLink, farewell: refusals.Farewell) -> None:
         """Let the server go and keep the client, if that can be; else end it."""
         if self._ended:
             return
-        obstacle = self._obstacle()
-        if obstacle is not None:
-            if obstacle:
-                log.info("session_not_moved", client=self.address, instance=self.instance, why=obstacle)
-            self._end_with(farewell(obstacle))
+        why = obstacle(self, self._gate)
+        if why is not None:
+            self.end_with(farewell(why))
             return
-        self._table.unbind(self)
-        self._link, self._parked, self._holding = None, False, False
-        self.fence = None
-        asking, self._asking = self._asking, None
-        if asking is not None and asking is not asyncio.current_task():
-            asking.cancel()
-        link.abort()
-        self._look_for_server()
+        self.let_go()
+        self.holding = False
+        self.asking.stop()
+        drop(link)
+        if self.sharing is None or self.sharing.pinned or self.waiting.holds:
+            self.look_for_server()
 
     def shut_down(self) -> None:
-        if self._link is None:
+        if self._link is None and (self.sharing is None or not self.kept):
             self.refuse(refusals.STOPPING, "stopping")
         else:
-            self._end_with(refusals.SHUTDOWN)
+            self.end_with(refusals.SHUTDOWN)
 
-    def _end_with(self, farewell: bytes) -> None:
+    def end_with(self, farewell: bytes) -> None:
         """Close; with a word if the client stands between messages and expects one."""
         if self._ended:
             return
-        link = self._link
-        told = link is None or link.may_be_told
-        if told and self.transport is not None and not self.requests.leaving:
+        if (self._link is None or self._link.may_be_told) and self.transport is not None and not self.requests.leaving:
             self.transport.write(farewell)
-        self._close()
+            self.account.told(farewell)
+        self.close()
 
     def refuse(self, message: bytes, why: str) -> None:
         """Say no and close."""
         if self._ended:
             return
-        self._gate.refuses(client=self.address, instance=self.instance, why=why)
+        self._gate.refuses(client=self.address, instance=self.instance, why=why, told=b"" if self.kept else message)
+        if self.kept:
+            self.account.told(message)
         if self.transport is not None:
             self.transport.write(message)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._ended:
             return
         self._ended = True
+        if self.lease is not None:
+            self.lease.withdraw()
+        if self.sharing is not None:
+            _ = self.sharing.withdraw()
         self._table.unbind(self)
         _ = self.waiting.end()
         if self._link is not None:
-            self._link.abort()
+            drop(self._link)
         if self.transport is not None:
-            self._linger = part_with(self.transport)
+            self._linger = close_soon(self.transport) if self.requests.leaving else part_with(self.transport)
 
     def _settle(self) -> None:
         """Both sides are gone."""
         if self not in self._gate.guests:
             return
         self._ended = True
-        for timer in (self._linger, self._settling):
-            if timer is not None:
-                timer.cancel()
+        self.asking.end()
+        if self._linger is not None:
+            self._linger.cancel()
         self._table.unbind(self)
-        self._gate.cancels.withdraw(self._key)
+        if self.sharing is not None:
+            self._table.unshare(self)
         self._gate.gone(self)
         self.requests.release()
-        if not self.kept:
-            return
-        log.info(
-            "client_disconnected",
-            client=self.address,
-            instance=self.instance,
-            server=self.endpoint.member if self.endpoint else "",
-            lasted_s=round(self._now() - self._began, 3),
-            bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
-        )
+        if self.statements is not None:
+            self.statements.release()
+        self.told.ended()
 
 
 def client_address(transport: asyncio.Transport) -> str:

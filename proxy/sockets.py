@@ -19,16 +19,25 @@ LINGER_S = 3.0  # for a closed connection to take what was still written to it
 LAST_WORD_S = 2.0  # for a client to read why it is closed
 
 
-def listener(address: str, port: int) -> socket.socket:
-    """Bound, not listening yet. Accepted sockets inherit its options. OSError when the port is taken."""
+def listener(address: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Bound, not listening yet. Accepted sockets inherit its options. OSError when the port is taken; `shared`: when it
+    is taken by others than those that let us in."""
     sock = _new(address)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            let_others_in(sock)
         sock.bind((address, port))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def let_others_in(listening: socket.socket) -> None:
+    """From now on processes of the same user may listen on its port beside it. Linux takes this also from a socket that
+    listens already."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def outgoing(local_address: str) -> socket.socket:

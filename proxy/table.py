@@ -77,6 +77,9 @@ class Table:
         self.seq = 0
         self.version = 0  # grows with every table
         self.on_listeners: Callable[[], None] = lambda: None
+        self.on_routes: Callable[[], None] = lambda: None
+        self.on_dropped: Callable[[str, Endpoint], None] = lambda _instance, _endpoint: None
+        self._sharing: dict[str, set[Bound]] = {}  # by instance: those that are bound for a transaction only
 
     # --- routes ---------------------------------------------------------------------------------------------------
 
@@ -95,6 +98,7 @@ class Table:
             _log_change(instance, before.get(instance), self._routes.get(instance))
             self._renew(instance)
         self._set_timer()
+        self.on_routes()
         self.on_listeners()
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
@@ -128,6 +132,20 @@ class Table:
         if not sessions:
             del self._sessions[session.instance], self._loads[session.instance]
 
+    def share(self, session: Bound) -> None:
+        """A session that is bound for each transaction anew counts also in between."""
+        self._sharing.setdefault(session.instance, set()).add(session)
+
+    def unshare(self, session: Bound) -> None:
+        sessions = self._sharing.get(session.instance, set())
+        sessions.discard(session)
+        if not sessions:
+            self._sharing.pop(session.instance, None)
+
+    def fence(self, instance: str) -> Fence | None:
+        """Under which the present primary may be written to."""
+        return self._fences.get(instance)
+
     def loads(self, instance: str) -> Counter[str]:
         """How many sessions each member of an instance has from here."""
         return self._loads.get(instance, Counter())
@@ -142,7 +160,9 @@ class Table:
         return {name: self._count(name) for name in self._routes}
 
     def _count(self, instance: str) -> SessionCounts:
-        kinds = Counter(session.read_only for session in self._sessions.get(instance, ()) if session.connected)
+        sharing = self._sharing.get(instance, set())
+        bound = (session for session in self._sessions.get(instance, ()) if session.connected)
+        kinds = Counter(session.read_only for session in {*bound, *sharing})
         return SessionCounts(read_write=kinds[False], read_only=kinds[True], waiting=self.waiting[instance])
 
     def busy(self) -> dict[str, int]:
@@ -167,7 +187,7 @@ class Table:
                 self._drop(instance, fence)
                 fence = None
         if route is None:
-            self._cut(instance, tuple(self._sessions.get(instance, ())))
+            self._cut(instance, {*self._sessions.get(instance, ()), *self._sharing.get(instance, ())})
             return
         self._turn_back(instance, route)
         if fence is None and route.primary is not None and now < route.expires_at_s:
@@ -194,6 +214,7 @@ class Table:
     def _drop(self, instance: str, fence: Fence) -> None:
         del self._fences[instance]
         fence.until_s = -math.inf
+        self.on_dropped(instance, fence.endpoint)
         self._cut(instance, [session for session in self._sessions.get(instance, ()) if session.fence is fence])
 
     def _cut(self, instance: str, doomed: Iterable[Bound]) -> None:

@@ -14,6 +14,7 @@ from proxy.postgres import refusals
 from proxy.sockets import read_on
 
 HELD_BYTES_MAX = 64 << 10
+EARLY_S = 0.01  # timers may fire so early
 DIAL_MIN_S = 1.0  # for a client whose time is over just while it is being logged in
 
 
@@ -28,6 +29,10 @@ class Waiter(Protocol):
     @property
     def connected(self) -> bool: ...
     @property
+    def queued(self) -> bool:
+        """In a pool, which says itself when it has waited too long."""
+
+    @property
     def ended(self) -> bool: ...
     def refuse(self, message: bytes, why: str) -> None: ...
 
@@ -41,8 +46,14 @@ class Waiting:
         self._waiters_max = gate.limits.waiters_max
         self._now = gate.clock.now
         self._held = bytearray()
-        self._unread = False  # the client is not read, because too much is held
-        self._patience: asyncio.TimerHandle | None = None
+        self._unread = False  # the client is not read, because too much is held ...
+        self._barred = False  # ... or what it has sent must be answered first
+        self._since: float | None = None  # when it began to wait
+        self._until = 0.0  # when its patience ends
+        # Left as it is when the waiting ends, and asked what it is for when it fires: where connections are shared, a
+        # client waits for a moment with every other transaction.
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0
         self._why = "no server was tried"
         self._counted = False  # among those that wait for a server
 
@@ -53,7 +64,7 @@ class Waiting:
     def hold(self, data: bytes) -> None:
         """The client has said something that cannot be sent yet."""
         self._held += data
-        if self._patience is None:
+        if self._since is None:
             self.begin()
         if len(self._held) > HELD_BYTES_MAX:
             self._unread = True
@@ -61,7 +72,9 @@ class Waiting:
 
     def begin(self) -> None:
         """The client wants something, and waits from now on."""
-        self._wait(self._now(), self._hold_s())
+        now = self._now()
+        self._since = now
+        self._wait(now, self._hold_s())
 
     def for_server(self, why: str) -> None:
         """There is no server for it yet."""
@@ -77,9 +90,10 @@ class Waiting:
 
     def end(self) -> bytes:
         """It waits no longer; what it has said."""
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        self._since = None
+        if self._timer is not None and (self._session.ended or self._session.transport is None):
+            self._timer.cancel()
+            self._timer = None
         if self._counted:
             self._counted = False
             self._table.waiting[self._session.instance] -= 1
@@ -92,21 +106,40 @@ class Waiting:
             self._unread = False
             self.read_client(True)
 
+    def bar(self, barred: bool) -> None:
+        """Do not read the client until what it has sent is answered."""
+        if self._barred is not barred:
+            self._barred = barred
+            self.read_client(not barred)
+
     def read_client(self, go: bool) -> None:
-        if not (go and self._unread):
+        if not (go and (self._unread or self._barred)):
             read_on(self._session.transport, go)
 
     def _hold_s(self) -> float:
         route = self._table.route(self._session.instance)
         return route.hold_s if route is not None else 0.0
 
-    def _wait(self, since: float, in_s: float) -> None:
-        self._patience = asyncio.get_running_loop().call_later(in_s, self._waited, since)
+    def _wait(self, now: float, in_s: float) -> None:
+        self._until = now + in_s
+        if self._timer is not None:
+            if self._fires_at <= self._until:
+                return
+            self._timer.cancel()
+        self._fires_at = self._until
+        self._timer = asyncio.get_running_loop().call_later(in_s, self._waited)
 
-    def _waited(self, since: float) -> None:
-        session, waited_s = self._session, self._now() - since
-        if session.dialing is not None and waited_s < self._hold_s() + DIAL_MIN_S:
-            self._wait(since, DIAL_MIN_S)
+    def _waited(self) -> None:
+        self._timer = None
+        if self._since is None:
+            return
+        session, now = self._session, self._now()
+        waited_s = now - self._since
+        if now < self._until - EARLY_S:
+            self._wait(now, self._until - now)
+            return
+        if session.queued or (session.dialing is not None and waited_s < self._hold_s() + DIAL_MIN_S):
+            self._wait(now, DIAL_MIN_S)
             return
         why = "a switchover is under way" if session.connected else self._why
         message = f"no server of {session.instance} to connect to: {why}; waited {waited_s:.1f} s"

@@ -32,9 +32,12 @@ the last leader (`election`): one that handed over had stopped for good and had 
 this has every byte, so the successor needs no ballots, and nothing that others do meanwhile adds an acknowledgement. A
 member that streams through another replica is in no sync set. A ballot is final: the member has left the old primary
 before it votes and never streams for that term again, so from a decided election on the old primary gets no
-acknowledgement together, whatever clocks and proxies do. A new leader acknowledges nothing until its own set is on
-record: its engine starts with a set that nobody meets. In async mode an election refuses who is, or may be, more than
-`max_failover_lag` behind: who lost the stream while the leader still led, or never followed its timeline.
+acknowledgement together, whatever clocks and proxies do. A new leader acknowledges nothing until its
+own set is on record: its engine starts with a set that nobody meets. Until then the record goes on saying where the
+commits of before are, so whoever could have led instead of it may lead after it; and until its first set holds for
+everything, an election covers both, what former leaders acknowledged and what this one may have (`eras`). In async mode
+an election refuses who is, or may be, more than `max_failover_lag` behind: who lost the stream while the leader still
+led, or never followed its timeline.
 
 *What an operator may do.* Forcing a failover lifts what guards data, never what keeps two from leading: the target
 still takes a free leadership by the one transaction, and keeps its promises; the leader that is to go fences itself

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agent.ha import report
 from agent.ha.election import may_grant
-from agent.ha.hold import Hold, may_hold
+from agent.ha.hold import begun, may_hold
 from agent.ha.view import EngineState
 from agent.peer import HeldHere, position_message
 from core.errors import MoorageError, words
@@ -53,8 +53,9 @@ class Answers:
         if refusal:
             return HeldHere(refusal=refusal)
         if for_s:
-            facts.hold = Hold(term=term, request_id=request_id, until=keeper.node.clock.now() + for_s)
-            asyncio.get_running_loop().call_later(for_s, keeper.node.routes_changed)
+            now = keeper.node.clock.now()
+            facts.hold = begun(term=term, request_id=request_id, for_s=for_s, now=now)
+            asyncio.get_running_loop().call_later(facts.hold.until - now, keeper.node.routes_changed)
         elif facts.hold is not None and facts.hold.request_id == request_id:
             facts.hold = None
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from agent.ha.actions import AskPeers, Decision, Fence, Reason, Release, Stop
 from agent.ha.following import follow
 from agent.ha.leaderless import stand
-from agent.ha.leading import lead
+from agent.ha.leading import exchange_standbys, goes_in_order, lead
 from agent.ha.premises import (
     UP,
     act,
@@ -42,7 +42,7 @@ def _fence(view: View, now: float) -> Decision | None:
         return act(Fence(), Reason.SUPERSEDED, now, f"term {known_term(view)}", warning=True)
     if data_is_foreign(view):
         return act(Fence(), Reason.FOREIGN_DATA, now, view.engine.system_id, warning=True)
-    if forced_away(view):
+    if forced_away(view) and not goes_in_order(view, now):
         return act(Fence(), Reason.FORCED_AWAY, now, f"term {view.lease.term}", warning=True)
     return None
 
@@ -58,7 +58,15 @@ def _busy(view: View, now: float) -> Decision | None:
     detail = view.operation.kind.value
     if leads(view, now) and may_write(view) and may_ask_peers(view, now):
         return act(AskPeers(view.lease.term), Reason.ASKS_PEERS, now, detail)
-    return waits(view, now, Reason.BUSY, detail)
+    return _meanwhile(view, now) or waits(view, now, Reason.BUSY, detail)
+
+
+def _meanwhile(view: View, now: float) -> Decision | None:
+    """Until a handover stops the engine, clients go on: their commits must not wait for a standby that is gone."""
+    assert view.operation is not None, "something is under way"
+    if view.operation.kind is not OperationKind.HANDOVER or view.closing or not leads(view, now):
+        return None
+    return exchange_standbys(view, now)
 
 
 def _down(view: View, now: float) -> Decision | None:

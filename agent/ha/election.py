@@ -10,6 +10,10 @@ last leader, and on at least `k` of `n` names. Three things prove that a positio
   the position is exact, and it cannot have been re-cloned since: that takes a later leader.)
 - *handover*: the last leader stopped, saw that this member has every byte, and named it when it let go.
 
+While a leader has not recorded a set of its own the record names *eras*, each of another leader, with k and names of
+its own: then every era needs its bound, by its names or by the ballot of its leader, and the furthest of them decides.
+(Who led an era may have been rewound or copied since, but from a leader that was elected and has that whole era.)
+
 Each is an upper bound of what was acknowledged, so the lowest that is known decides; whoever is at or beyond it may
 lead. In async mode nothing bounds what was acknowledged; a member may lead when it is on the last leader's timeline and
 at most `max_lag_bytes` behind the furthest position that anybody heard of.
@@ -20,12 +24,12 @@ choice that does not act in time is followed by the second, so that an election 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from agent.ha.view import View
 from core.positions import Lsn, WalPosition
-from core.records import Ballot, HaRecord, PeerMember
+from core.records import Ballot, Era, HaRecord, PeerMember
 from core.status import MemberState, Role
 
 WINDOW_S = 1.0  # how long ballots of members that should vote are waited for; a ballot takes some 50 ms
@@ -100,12 +104,13 @@ def why_not_succeeded(ha: HaRecord, others: Sequence[PeerMember]) -> str:
     sync = ha.sync
     if sync.mode == "async":
         return ""
-    if sync.k == 0 or not sync.names:
-        return "no replica is on record to have every acknowledged commit"
-    needed = _needed(len(sync.names), sync.k)
-    if sum(name in coming for name in sync.names) >= needed:
+    lacking = [era for era in ha.eras if era.leader not in coming and not _enough(era, coming)]
+    if not lacking:
         return ""
-    return f"ballots of {needed} of {', '.join(sync.names)} would be needed"
+    era = lacking[0]
+    if era.k == 0 or not era.names:
+        return "no replica is on record to have every acknowledged commit"
+    return f"ballots of {_needed(len(era.names), era.k)} of {', '.join(era.names)} would be needed"
 
 
 def may_grant(view: View, *, asker: str, term: int, standing: bool, now: float) -> str:
@@ -159,6 +164,11 @@ def handed_to(ha: HaRecord) -> str:
     return ha.handover if ha.released_term == ha.term else ""
 
 
+def _enough(era: Era, members: Container[str]) -> bool:
+    """Whether ballots of these members meet every set that a commit of the era may be on."""
+    return era.k > 0 and sum(name in members for name in era.names) >= _needed(len(era.names), era.k)
+
+
 def _needed(n: int, k: int) -> int:
     """Ballots of names that meet every set of k."""
     return n - k + 1
@@ -180,21 +190,32 @@ def _bounds(ha: HaRecord, cast: dict[str, Ballot]) -> list[WalPosition]:
     bounds = [position_of(b) for b in cast.values() if _led_last(ha, b)]
     if handed_to(ha) in cast:
         bounds.append(position_of(cast[handed_to(ha)]))
-    named = sorted((position_of(cast[name]) for name in ha.sync.names if name in cast), reverse=True)
-    met = ha.sync.k - (len(ha.sync.names) - len(named))
-    if ha.sync.k > 0 and met >= 1:
+    each = [_bounds_of(era, ha, cast) for era in ha.eras]
+    if all(each):
+        bounds.append(max(min(found) for found in each))
+    return bounds
+
+
+def _bounds_of(era: Era, ha: HaRecord, cast: dict[str, Ballot]) -> list[WalPosition]:
+    """Upper bounds of what was acknowledged in one era. The last leader's own ballot is a bound of everything."""
+    bounds = [position_of(cast[era.leader])] if era.leader in cast and era.leader != ha.leader else []
+    named = sorted((position_of(cast[name]) for name in era.names if name in cast), reverse=True)
+    met = era.k - (len(era.names) - len(named))
+    if era.k > 0 and met >= 1:
         bounds.append(named[met - 1])
     return bounds
 
 
 def _uncovered(ha: HaRecord, cast: dict[str, Ballot]) -> str:
     last = ha.leader or "the last leader"
-    if ha.sync.k == 0 or not ha.sync.names:
-        return f"only {last} has every acknowledged commit, no replica is on record; bring its node back, or {BY_FORCE}"
-    absent = [name for name in ha.sync.names if name not in cast]
-    needed = _needed(len(ha.sync.names), ha.sync.k)
+    era = next(era for era in ha.eras if not _bounds_of(era, ha, cast))
+    if era.k == 0 or not era.names:
+        who = last if era.leader == ha.leader else f"{era.leader} or {last}"
+        return f"only {who} has every acknowledged commit, no replica is on record; bring its node back, or {BY_FORCE}"
+    absent = [name for name in era.names if name not in cast]
+    others = " or ".join(dict.fromkeys([era.leader or last, last]))
     return (
-        f"ballots of {needed} of {', '.join(ha.sync.names)} are needed, or that of {last}; "
+        f"ballots of {_needed(len(era.names), era.k)} of {', '.join(era.names)} are needed, or that of {others}; "
         f"missing: {', '.join(absent)}; bring one of these nodes back, or {BY_FORCE}"
     )
 

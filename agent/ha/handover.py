@@ -3,8 +3,9 @@
 While clients go on it checkpoints, so that its stop will be short. Then it asks every member's agent to hold the
 clients (`agent.ha.hold`) and waits until their transactions have ended, for a bounded time. It stops in an orderly way
 (its walsenders send everything, the shutdown checkpoint included), asks the target's own agent whether it has that
-position, and only then releases the leadership to it. On any doubt it starts again as primary and lets the clients go
-on: it never let go, so nobody else can have led meanwhile.
+position, and only then releases the leadership to it. On any doubt before that it starts again as primary and lets the
+clients go on: it never let go, so nobody else can have led meanwhile. Once the release is sent nothing is taken back,
+for it may take effect at any time.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ ASK_EVERY_S = 0.01
 ASK_TIMEOUT_S = 1.0
 GREET_TIMEOUT_S = 2.0
 HANDOVER_REASON = "switchover asked for by an operator"
+FORCED_REASON = "an operator forced another member to lead; handed over in an orderly way"
 
 
 class Steps:
@@ -59,6 +61,7 @@ async def hand_over(keeper: Keeper, performer: Performer, action: Handover) -> N
     """Errors are raised after the roll-back; the request is ended with what went wrong."""
     target = performer.peer(action.target)
     steps, hold = Steps(keeper), Holding(keeper, action)
+    lets_go = False
     try:
         await _checkpoint(keeper, hold)
         steps.took("checkpointed")
@@ -76,10 +79,16 @@ async def hand_over(keeper: Keeper, performer: Performer, action: Handover) -> N
         steps.took("stopped")
         await _wait_for(keeper, target, stopped.position)
         steps.took("target has everything")
+        lets_go = True
         await performer.release(
-            term=action.term, target=action.target, reason=HANDOVER_REASON, steps=tuple(steps.taken)
+            term=action.term, target=action.target, reason=_reason(keeper, action), steps=tuple(steps.taken)
         )
     except (MoorageError, TimeoutError, OSError) as error:
+        if lets_go:
+            # The leadership may be the target's by now. Nothing is taken back; clients wait for it as long as they are
+            # held. If the hub never heard of it, the next turn lets go once more, and the request stands.
+            log.warning("handover_unanswered", member=str(keeper.ref), target=action.target, error=words(error))
+            raise
         try:
             await _roll_back(keeper, performer, action, words(error))
         finally:
@@ -89,6 +98,11 @@ async def hand_over(keeper: Keeper, performer: Performer, action: Handover) -> N
     finally:
         hold.let_lapse()
         keeper.closing(False)
+
+
+def _reason(keeper: Keeper, action: Handover) -> str:
+    order = keeper.instance.ha.forced if keeper.instance else None
+    return FORCED_REASON if order is not None and order.id == action.request_id else HANDOVER_REASON
 
 
 async def _checkpoint(keeper: Keeper, hold: Holding) -> None:
@@ -199,11 +213,15 @@ async def _wait_for(keeper: Keeper, target: PeerMember, position: WalPosition) -
 
 
 async def _roll_back(keeper: Keeper, performer: Performer, action: Handover, why: str) -> None:
-    log.warning("handover_rolled_back", member=str(keeper.ref), target=action.target, error=why)
+    """It has not let go: whoever leads after this was elected."""
     lease = keeper.lease.lease()
     leads = lease.term == action.term and keeper.node.clock.now() < lease.fence_at
     # One that has crashed is judged like any other crash, by the next decision: others may take over sooner.
     if leads and keeper.engine.state is not EngineState.CRASHED:
         await keeper.driver.start_primary()
         keeper.closing(False)
-    await performer.end_switchover(action.term, action.request_id, f"switchover to {action.target} rolled back: {why}")
+        ended = "rolled back"
+    else:
+        ended = "broken off"
+    log.warning("handover_ended", member=str(keeper.ref), target=action.target, how=ended, error=why)
+    await performer.end_switchover(action.term, action.request_id, f"switchover to {action.target} {ended}: {why}")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from core.records import InstanceView
 
+HOLD_MAX_S = 5.0  # a handover asks for 3 s at a time, and again each second
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
@@ -19,6 +21,11 @@ class Hold:
     term: int
     request_id: str
     until: float
+
+
+def begun(*, term: int, request_id: str, for_s: float, now: float) -> Hold:
+    """Whoever asks cannot make clients wait longer than HOLD_MAX_S before it must ask again."""
+    return Hold(term=term, request_id=request_id, until=now + min(for_s, HOLD_MAX_S))
 
 
 def in_force(hold: Hold | None, instance: InstanceView | None, now: float) -> bool:

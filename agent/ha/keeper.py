@@ -274,6 +274,7 @@ class Keeper:
             upstream_failed_at=facts.upstream_failed_at,
             probed_at=facts.probed_at,
             probe_answered_at=facts.probe_answered_at,
+            closing=facts.closing,
             switchover_since=facts.switchover_since,
             forced_since=facts.forced_since,
             acquired_at=takeover.acquired_at if takeover else 0.0,
@@ -318,7 +319,7 @@ class Keeper:
             failure=operations.failure or seen.failure,
             failed=operations.failed,
             retry_at=max(operations.retry_at, seen.retry_at),
-            failed_starts=max(operations.failures, seen.failed_starts),
+            failed_starts=max(operations.failed_starts, seen.failed_starts),
             broken=operations.broken or seen.broken,
             hindered=operations.hindered,
         )

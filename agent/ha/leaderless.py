@@ -75,14 +75,15 @@ def _is_still_primary(view: View, now: float) -> bool:
 
 
 def _not_able(view: View, now: float) -> Decision | None:
-    """Without data, or with data that cannot have what the last leader had."""
+    """Without data, or with data that cannot have what the last leader had. Who led one of the eras on record has the
+    whole of that, and stands until a later leader has a sync set on record."""
     engine, ha = view.engine, _ha(view)
     way_out = f"bring {ha.leader} back, or {BY_FORCE}"
     if engine.state is EngineState.ABSENT:
         return waits(view, now, Reason.NO_DATA, f"bring {ha.leader} back", warning=True)
     if engine.state is EngineState.UNRESPONSIVE:
         return act(Fence(), Reason.ENGINE_HUNG, now, warning=True)
-    if engine.role is not Role.REPLICA and ha.leader != view.me:
+    if engine.role is not Role.REPLICA and view.me not in {ha.leader, *(era.leader for era in ha.eras)}:
         return waits(view, now, Reason.OUTDATED, way_out, warning=True)
     if ha.sync.mode == "async" and ha.leader != view.me and _lost_touch(view):
         return waits(view, now, Reason.LOST_TOUCH, way_out, warning=True)

@@ -8,6 +8,8 @@ the first.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.ha.actions import (
     ApplySync,
     AskPeers,
@@ -38,7 +40,7 @@ from agent.ha.premises import (
     timelines_used,
     waits,
 )
-from agent.ha.syncset import Apply, Candidate, CatchUp, Record, TooFew, next_step
+from agent.ha.syncset import Apply, Candidate, CatchUp, Record, TooFew, first_era, next_step
 from agent.ha.view import EngineState, OperationKind, Standby, View
 from core.records import HaRecord, PeerMember, SwitchoverRequest
 from core.status import MemberState, Role
@@ -46,6 +48,7 @@ from core.status import MemberState, Role
 HANDOVER_LAG_BYTES = 1 << 20  # a target further behind would make clients wait for it to catch up
 AT_ONCE_S = 0.02
 NEW_S = 10.0
+IN_ORDER_S = 10.0  # for a leader that is forced away to hand over; an order is good for thirty
 SWITCHOVER_WAIT_S = 30.0  # for a target that does not stream, or is too far behind
 _OPENING = frozenset({OperationKind.START, OperationKind.PROMOTE, OperationKind.INITIALISE})
 _SERVING = frozenset({MemberState.RUNNING, MemberState.LAGGING, MemberState.STARTING})
@@ -54,6 +57,11 @@ _SERVING = frozenset({MemberState.RUNNING, MemberState.LAGGING, MemberState.STAR
 def lead(view: View, now: float) -> Decision:
     """`view` shows a member that holds the leadership."""
     engine = view.engine
+    if forced_away(view) and goes_in_order(view, now):
+        order = _ha(view).forced
+        assert order is not None, "an operator's order forces it away"
+        handover = Handover(request_id=order.id, target=order.target, term=view.lease.term)
+        return act(handover, Reason.HANDS_OVER, now, f"to {order.target}, as forced")
     if forced_away(view):  # its engine is down: `decide` fences before anything else
         return act(Release(view.lease.term), Reason.FORCED_AWAY, now, f"term {view.lease.term}", warning=True)
     match engine.state:
@@ -121,7 +129,12 @@ def _to_be_promoted(view: View, now: float) -> Decision:
     delayed = _promised(view, now) or retries_later(view, now)
     used = timelines_used(_ha(view), view.peers, before_term=term)
     above = used if used > engine.position.timeline else 0
-    return delayed or act(Promote(term, above), Reason.PROMOTES, now, f"term {term}")
+    if delayed is not None:
+        return delayed
+    others = [peer.member for peer in view.peers if not peer.no_failover and not peer.upstream]
+    era = first_era(view.desired.replication, view.sync_sent, others, view.me)
+    promotes = act(Promote(term, above), Reason.PROMOTES, now, f"term {term}")
+    return replace(promotes, actions=(*promotes.actions, RecordSync(term, era.sync))) if era is not None else promotes
 
 
 def _promised(view: View, now: float) -> Decision | None:
@@ -244,7 +257,33 @@ def _end(view: View, now: float, request: SwitchoverRequest, why: str) -> Decisi
     return act(EndSwitchover(view.lease.term, request.id, note), Reason.SWITCHOVER_ENDED, now, why, warning=True)
 
 
+def goes_in_order(view: View, now: float) -> bool:
+    """A leader that is forced away and well hands over to the forced one, if that streams, so that nothing is lost. It
+    has little time for that; then, or when it fails, or is not well, it is fenced."""
+    order = _ha(view).forced
+    in_time = 0.0 < view.forced_since <= now < view.forced_since + IN_ORDER_S
+    if order is None or not in_time or not is_confirmed(view) or view.engine.failed is OperationKind.HANDOVER:
+        return False
+    if view.operation is not None:
+        return view.operation.kind is OperationKind.HANDOVER
+    engine = view.engine
+    if engine.state is not EngineState.RUNNING or engine.role is not Role.PRIMARY or hub_is_silent(view, now):
+        return False
+    return any(
+        s.member == order.target and s.streaming and _lag_bytes(view, s) <= HANDOVER_LAG_BYTES for s in engine.standbys
+    )
+
+
 # --- sync set --------------------------------------------------------------------------------------------------------
+
+
+def exchange_standbys(view: View, now: float) -> Decision | None:
+    """A step of the sync set, for a running primary that is busy with something else; None when there is none."""
+    engine = view.engine
+    if engine.state is not EngineState.RUNNING or engine.role is not Role.PRIMARY or not is_confirmed(view):
+        return None
+    step = _sync_set(view, now)
+    return step if step is not None and step.actions else None
 
 
 def _sync_set(view: View, now: float) -> Decision | None:
@@ -255,6 +294,7 @@ def _sync_set(view: View, now: float) -> Decision | None:
         setting=view.engine.sync,
         base=view.sync_base,
         candidates=_candidates(view),
+        me=view.me,
     )
     match step:
         case None:

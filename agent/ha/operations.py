@@ -40,6 +40,7 @@ class Operations:
         self.failed: OperationKind | None = None
         self.diagnosis: Diagnosis | None = None  # of the last failure, when its reason is known
         self.failures = 0
+        self._alike = 0  # of `failures`, the last ones that were of one kind of work
         self.retry_at = 0.0
 
     @property
@@ -73,6 +74,7 @@ class Operations:
 
     def note_failure(self, what: str, *, kind: OperationKind | None = None, diagnosis: Diagnosis | None = None) -> None:
         self.failures += 1
+        self._alike = self._alike + 1 if _work(kind) == _work(self.failed) else 1
         self.failure, self.failed, self.diagnosis = what, kind, diagnosis
         pause_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** (self.failures - 1))
         if self.hindered:
@@ -80,6 +82,11 @@ class Operations:
         if self.given_up:
             pause_s = math.inf
         self.retry_at = self._clock.now() + pause_s
+
+    @property
+    def failed_starts(self) -> int:
+        """How often in a row the engine failed to start, or to stop. A copy that failed says nothing of it."""
+        return self._alike if self.failed in _STARTS or self.failed is OperationKind.STOP else 0
 
     @property
     def broken(self) -> bool:
@@ -97,14 +104,14 @@ class Operations:
         return self.broken and self.failures >= TRIES_WITHOUT_COPY
 
     def note_success(self) -> None:
-        self.failures = 0
+        self.failures = self._alike = 0
         self.failure, self.failed, self.diagnosis = "", None, None
         self.retry_at = 0.0
 
     def try_again(self) -> None:
         """Somebody has changed something: what failed before may succeed now."""
         self.retry_at = min(self.retry_at, self._clock.now())
-        self.failures = min(self.failures, 1)
+        self.failures, self._alike = min(self.failures, 1), min(self._alike, 1)
 
     async def _run(self, kind: OperationKind, work: Coroutine[Any, Any, None], subject: str) -> None:
         begun = self._clock.now()
@@ -125,3 +132,7 @@ class Operations:
                 self._operation = None
                 self._task = None
             self._wake()
+
+
+def _work(kind: OperationKind | None) -> OperationKind | None:
+    return OperationKind.START if kind in _STARTS else kind

@@ -38,6 +38,7 @@ from agent.ha.leaseclock import ASK_TIMEOUT_S
 from agent.ha.takeover import Takeover, told_at_acquire
 from agent.ha.view import OperationKind
 from agent.peer import Question, position_message
+from core.codec import from_json
 from core.errors import ConflictError, MoorageError, words
 from core.log import EventLog
 from core.records import Ballot, LeadershipChange, PeerMember, StepTaken, SyncRecord, to_json
@@ -233,6 +234,7 @@ class Performer:
                 reason=reason,
                 position=position_message(keeper.engine.position),
                 told_json=self._told(sent_at - leaderless_since if leaderless_since else 0.0),
+                knows_eras=True,
             )
             answer = await self._node.link.call(lambda stub: stub.Acquire, request, timeout_s=HUB_TIMEOUT_S)
             keeper.facts.standing_until = 0.0
@@ -251,8 +253,8 @@ class Performer:
         )
         keeper.remember_lease()
         # The transaction that made it the leader has written exactly this record: no need to send it once more.
-        keeper.facts.sync_sent = SyncRecord(mode=keeper.recorded_mode())
-        keeper.facts.sync_sent_in = answer.term
+        told = from_json(SyncRecord, answer.sync_json, where="hub") if answer.sync_json else None
+        keeper.facts.sync_sent, keeper.facts.sync_sent_in = told, answer.term
         self._node.kick_heartbeat()
         keeper.wake()
         log.info("leadership_acquired", member=str(keeper.ref), term=answer.term)
@@ -349,6 +351,7 @@ class Performer:
         keeper = self._keeper
         asked_at = self._node.clock.now()
         keeper.facts.asked_peers_at = asked_at
+        is_first = asked_at - keeper.facts.all_granted / 1000 > self._node.lease.ttl_s
         question = Question(
             primary=keeper.ref,
             term=term,
@@ -365,3 +368,7 @@ class Performer:
         keeper.facts.all_granted = question.ask
         keeper.lease.granted(asked_at, question.promise_s)
         keeper.remember_lease()
+        if is_first:
+            # The proxies of the others rely on this primary once they know that everybody granted, and what the hub
+            # has told them ends before the next question is due.
+            await self._ask_peers(term)

@@ -17,6 +17,13 @@ A set (k1, N1) *implies* (k2, N2) when any k1 of N1 contain k2 of N2, that is k1
 So to exchange {a} for {b}: record {a, b} (1 of them), set {b}, see b flush, record {b}. To give up the last standby
 (strict: false): record nobody, then let the engine acknowledge alone. Patroni's quorum.py keeps the same invariant.
 
+A new leader begins with the record's *eras*: where the commits are that leaders before it acknowledged. While there are
+any, every acknowledged commit is of one of them, and the setting acknowledges nothing, or what the leader's own era
+says. So its own era is recorded first (while the engine is being promoted: any k of those that might confirm), then the
+setting comes into force; and once k standbys have flushed what was written after that, one set holds for everything,
+and the eras go. A leader that ends before its own era is on record has acknowledged nothing, and an election covers
+only the eras of before; one that ends later, both. To let the engine acknowledge alone the eras go first.
+
 Records travel, and answers get lost. `seq` grows with each record of a term and the store refuses an older one, so that
 a request that was held up cannot bring back an old claim after the setting has moved on. For the same reason the
 setting is changed only while the record in the view is the very one this agent sent last: an agent that has just
@@ -33,7 +40,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from core.positions import Lsn
-from core.records import Replication, SyncRecord
+from core.records import ERAS_MAX, Era, Replication, SyncRecord
 
 SETTLE_S = 0.2  # a reload reaches every walsender within milliseconds; Patroni allows 0.1 s
 ALONE = SyncRecord(mode="async")
@@ -106,16 +113,19 @@ def next_step(
     setting: SyncRecord,
     base: Lsn,
     candidates: Sequence[Candidate],
+    me: str,
 ) -> Step | None:
     """The next step from `record` (in etcd) and `setting` (in the engine) to what is wanted; None when all is so."""
     if wanted.mode == record.mode == "async":
         return None if setting.mode == "async" else Apply(sync=ALONE)
-    if sent is None or record.seq > sent.seq or (record.seq == sent.seq and not same(record, sent)):
+    if sent is None or record.seq > sent.seq or (record.seq == sent.seq and not _is(record, sent)):
         return Record(sync=replace(record, seq=record.seq + 1))
     if sent.seq > record.seq:
         return Record(sync=sent)
     if record.mode != wanted.mode:
         return _change_mode(wanted, record)
+    if record.eras:
+        return _while_eras(wanted, record, setting, base=base, candidates=candidates, me=me)
     if not _implies(setting, record):
         return _recorded(record, k=0, names=())  # somebody has changed the engine's setting: claim only what is true
     target = _target(wanted, record, setting, candidates)
@@ -126,13 +136,22 @@ def next_step(
     return _claim(record, target, base, candidates)
 
 
+def first_era(wanted: Replication, sent: SyncRecord | None, others: Sequence[str], me: str) -> Record | None:
+    """To be recorded while the engine of a new leader is being promoted, so that no commit waits for it later: any of
+    `others` may come to confirm. None when there is nothing to add; `next_step` finds out what is missing."""
+    k = 1 if wanted.mode == "sync" else wanted.k
+    if sent is None or not sent.eras or sent.mode != wanted.mode or _own(sent, me) is not None or len(others) < k:
+        return None
+    return _with_era(sent, Era(leader=me, k=k, names=tuple(sorted(others))))
+
+
 def same(one: SyncRecord, other: SyncRecord) -> bool:
     """Equal but for the seq, the order of names, and whether one standby is called sync or a quorum of one."""
     alone = (one.mode == "async", other.mode == "async")
     return alone[0] == alone[1] and one.k == other.k and set(one.names) == set(other.names)
 
 
-def implies(one: SyncRecord, other: SyncRecord) -> bool:
+def implies(one: SyncRecord, other: SyncRecord | Era) -> bool:
     """Any `one.k` of `one.names` contain `other.k` of `other.names`; a record without k claims nothing."""
     return other.k == 0 or one.k - len(set(one.names) - set(other.names)) >= other.k
 
@@ -142,7 +161,7 @@ def implies(one: SyncRecord, other: SyncRecord) -> bool:
 
 def _implies(setting: SyncRecord, record: SyncRecord) -> bool:
     """Whether every commit that the setting acknowledges satisfies the record. Nobody named: there are none."""
-    return implies(setting, record) if setting.names or setting.mode == "async" else True
+    return implies(setting, record) if _acknowledges(setting) else True
 
 
 def _change_mode(wanted: Replication, record: SyncRecord) -> Step:
@@ -154,8 +173,61 @@ def _change_mode(wanted: Replication, record: SyncRecord) -> Step:
             k=record.k if keeps else 0,
             names=record.names if keeps else (),
             seq=record.seq + 1,
+            eras=record.eras if keeps else (),
         )
     )
+
+
+def _while_eras(
+    wanted: Replication,
+    record: SyncRecord,
+    setting: SyncRecord,
+    *,
+    base: Lsn,
+    candidates: Sequence[Candidate],
+    me: str,
+) -> Step:
+    """Towards the first set of a new leader, which ends the eras."""
+    own = _own(record, me)
+    if _acknowledges(setting) and (own is None or not implies(setting, own)):
+        return _recorded(record, k=0, names=())  # somebody has changed the engine's setting: claim only what is true
+    target = _target(wanted, record, setting, candidates)
+    if isinstance(target, TooFew):
+        return target
+    if not target.names:
+        return _recorded(record, k=0, names=())
+    if own is None or not implies(target, own):
+        k = min(target.k, own.k) if own else target.k
+        return _with_era(record, Era(leader=me, k=k, names=_union(target, setting, own)))
+    if not same(setting, target):
+        return Apply(sync=target)
+    flushed = _flushed(target, base, candidates)
+    if len(flushed) >= target.k:
+        return _recorded(record, k=target.k, names=target.names)
+    return CatchUp(names=tuple(name for name in target.names if name not in flushed))
+
+
+def _is(record: SyncRecord, sent: SyncRecord) -> bool:
+    return same(record, sent) and record.eras == sent.eras
+
+
+def _own(record: SyncRecord, me: str) -> Era | None:
+    """The last of the eras, if it is this leader's: only the last leader leads on with the eras it had."""
+    return record.eras[-1] if record.eras and record.eras[-1].leader == me else None
+
+
+def _with_era(record: SyncRecord, era: Era) -> Record:
+    """In place of the leader's own, if there is one already. Too many of them are given up, which claims less."""
+    eras = (*(record.eras[:-1] if _own(record, era.leader) else record.eras), era)
+    return Record(sync=replace(record, seq=record.seq + 1, eras=eras if len(eras) <= ERAS_MAX else ()))
+
+
+def _union(target: SyncRecord, setting: SyncRecord, own: Era | None) -> tuple[str, ...]:
+    return tuple(sorted({*target.names, *setting.names, *(own.names if own else ())}))
+
+
+def _acknowledges(setting: SyncRecord) -> bool:
+    return setting.mode == "async" or bool(setting.names)
 
 
 def _target(
@@ -198,10 +270,15 @@ def _claim(record: SyncRecord, target: SyncRecord, base: Lsn, candidates: Sequen
     """The target is in force: record it, as soon as it holds for the commits of before, too."""
     if record.k == target.k and set(record.names) == set(target.names):
         return None
-    flushed = [c.member for c in candidates if c.member in target.names and base.value and c.flushed >= base]
+    flushed = _flushed(target, base, candidates)
     if len(flushed) >= target.k or implies(record, target):
         return _recorded(record, k=target.k, names=target.names)
     return CatchUp(names=tuple(name for name in target.names if name not in flushed))
+
+
+def _flushed(target: SyncRecord, base: Lsn, candidates: Sequence[Candidate]) -> list[str]:
+    """Those that have everything of before the setting."""
+    return [c.member for c in candidates if c.member in target.names and base.value and c.flushed >= base]
 
 
 def _recorded(record: SyncRecord, *, k: int, names: tuple[str, ...]) -> Record:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from agent.ha.election import handed_to, position_of
 from core.positions import WalPosition
-from core.records import Ballot, HaRecord, LeadershipChange, StepTaken, SyncRecord
+from core.records import Ballot, Era, HaRecord, LeadershipChange, StepTaken, SyncRecord
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def _how(ha: HaRecord, cast: list[Ballot], me: str, position: WalPosition) -> tu
     """One line a ballot, the chosen one first and why; and what may be lost."""
     if not ha.system_id:
         return (f"{me} makes the instance's first data",), "none"
-    if ha.forced is not None and ha.forced.target == me and ha.forced.after_term == ha.term:
+    if ha.forced is not None and ha.forced.target == me and ha.forced.after_term == ha.term and handed_to(ha) != me:
         why = f"{me} at {position}: forced by {ha.forced.requested_by or 'an operator'}"
         return (why, *(_line(b) for b in cast if b.member != me)), _behind(cast, me, position, by_force=True)
     if handed_to(ha) == me:
@@ -103,8 +103,14 @@ def _why(ha: HaRecord, cast: list[Ballot], mine: Ballot) -> str:
 def _proof(ha: HaRecord, cast: list[Ballot]) -> str:
     if any(b.was_leader and b.member == ha.leader for b in cast):
         return f"{ha.leader}, who led last, has cast a ballot itself"
-    voted = [name for name in ha.sync.names if any(b.member == name for b in cast)]
-    return f"{', '.join(voted)} of the sync set {ha.sync.k} of {', '.join(ha.sync.names)} voted"
+    return "; ".join(_covered(era, [b.member for b in cast]) for era in ha.eras)
+
+
+def _covered(era: Era, voters: Sequence[str]) -> str:
+    if era.leader in voters:
+        return f"{era.leader}, who led before, has cast a ballot itself"
+    voted = [name for name in era.names if name in voters]
+    return f"{', '.join(voted)} of the sync set {era.k} of {', '.join(era.names)} voted"
 
 
 def _behind(cast: list[Ballot], me: str, position: WalPosition, *, by_force: bool = False) -> str:

@@ -123,6 +123,7 @@ class View:
     upstream_failed_at: float = 0.0  # when the replica it is to stream from last gave it no stream for a while
     probed_at: float = 0.0  # when the leader was last asked for the history of its timeline
     probe_answered_at: float = 0.0  # when it last answered that
+    closing: bool = False  # the handover under way is stopping the engine
     switchover_since: float = 0.0  # when this agent first saw the present switchover request; 0 = there is none
     forced_since: float = 0.0  # when this agent first saw the present order of a forced failover; 0 = there is none
     acquired_at: float = 0.0  # when this agent took the present term; 0 = not in this life

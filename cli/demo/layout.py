@@ -78,8 +78,12 @@ class Ports:
         return self.base + ETCD_OFFSET + 4
 
     @property
+    def metrics(self) -> int:
+        return self.base + ETCD_OFFSET + 5
+
+    @property
     def of_parts(self) -> tuple[int, ...]:
-        return self.etcd, self.etcd_peer, self.agents, self.operators, self.peer
+        return self.etcd, self.etcd_peer, self.agents, self.operators, self.peer, self.metrics
 
     @property
     def instances(self) -> tuple[int, int]:
@@ -171,7 +175,7 @@ class Layout:
         """Those of the parts that are about to start; engines and proxies may still run from before."""
         ports = self.ports
         taken = busy([ports.etcd, ports.etcd_peer, ports.agents, ports.operators], [HUB_ADDRESS])
-        taken += busy([ports.peer], [node.address for node in NODES])
+        taken += busy([ports.peer, ports.metrics], [node.address for node in NODES])
         if taken:
             hint = "Stop what listens there (ss -ltnp), or start anew on other ports with --reset."
             raise ConflictError(f"another program uses {', '.join(taken)}", object=str(self.root), hint=hint)

@@ -115,6 +115,7 @@ class Stand:
             "node": node.name,
             "address": node.address,
             "peer_port": layout.ports.peer,
+            "metrics_listen": f"{node.address}:{layout.ports.metrics}",
             "data_root": str(layout.data_of(node.name)),
             "hubs": [f"{HUB_ADDRESS}:{layout.ports.agents}"],
             "zone": node.zone,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from typing import Annotated, Literal, Self
@@ -11,15 +10,19 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from core.specs.common import Labels, Name, Size, Spec, check_unique
+from core.specs.proxy import ProxySpec
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _RESERVED_USERS = frozenset({"postgres", "moorage", "moorage_replication"})
-_RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
+# The last two are the proxy's own, by which its state is asked for.
+_RESERVED_DATABASES = frozenset({"postgres", "template0", "template1", "moorage", "pgbouncer"})
+_CLIENTS_DATABASES = ("postgres",)  # there without being declared
 _PARAMETER = re.compile(r"[a-z_][a-z0-9_.]{0,62}")
 _EXTENSION = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
 _SETTING_CHARS_MAX = 1000
 _MEMBER = re.compile(r"m[1-9][0-9]{0,3}")
 PRIORITY_MAX = 100
+READ_WEIGHT_MAX = 100
 _FLOORS = {"memory": 128 << 20, "disk": 256 << 20}  # below them initdb or the first checkpoint fails
 # Set by Moorage itself, or not to be had: a value of the user's would break replication, fencing, durability or the way
 # in, or run commands on the node.
@@ -96,6 +99,9 @@ class MemberSpec(Spec):
         default=False, description="True: no reads are routed to it while another replica can serve them"
     )
     clone_source: bool = Field(default=False, description="True: new members copy its data rather than the primary's")
+    read_weight: int = Field(
+        default=1, ge=1, le=READ_WEIGHT_MAX, description="Its share of the reads, beside those of the other replicas"
+    )
     upstream: Name | None = Field(
         default=None, description="Member it streams from while that one can serve; null = the primary"
     )
@@ -154,24 +160,6 @@ class PlacementSpec(Spec):
     spread: Literal["node", "zone"] = Field(
         default="node", description="node: no two members on one node; zone: no two in one zone"
     )
-
-
-class ProxySpec(Spec):
-    """How clients come in."""
-
-    hold_timeout_s: float = Field(default=30.0, ge=0, le=600, description="Seconds a client may wait for a primary")
-    tls: Literal["off", "prefer", "require"] = Field(default="prefer", description="TLS towards clients")
-    allow: tuple[str, ...] = Field(default=(), description="Client networks in CIDR form; empty = any")
-
-    @field_validator("allow")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            try:
-                ipaddress.ip_network(text)
-            except ValueError as error:
-                raise PydanticCustomError("network", "{reason}", {"reason": str(error)}) from error
-        return value
 
 
 def _setting(value: object) -> object:
@@ -253,7 +241,18 @@ class InstanceSpec(Spec):
         self._replicas_suffice()
         self._upstreams_lead_to_the_primary()
         self._enough_members_are_able()
+        self._proxy_knows_whom_it_names()
         return self
+
+    def _proxy_knows_whom_it_names(self) -> None:
+        connections = self.parameters.get("max_connections")
+        unfit = self.proxy.unfit(
+            users=tuple(user.name for user in self.users),
+            databases=(*(database.name for database in self.databases), *_CLIENTS_DATABASES),
+            connections=int(str(connections)) if str(connections).isdecimal() else None,
+        )
+        if unfit:
+            raise PydanticCustomError("proxy", "proxy.{unfit}", {"unfit": unfit})
 
     def _replicas_suffice(self) -> None:
         mode = self.replication.mode

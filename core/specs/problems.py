@@ -30,6 +30,7 @@ _SENTENCES: Mapping[str, str] = {
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
+    "too_long": "must have at most {max_length} entries",
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than": "must be below {lt:g}",

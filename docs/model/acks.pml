@@ -21,8 +21,10 @@
 byte key = 1;        /* etcd: member + 1 who leads; 0 = nobody */
 byte term = 1;       /* etcd: of the last leader */
 byte leader = 0;     /* etcd: the last leader, whether or not it still leads */
-byte rec_k = 0;      /* etcd: the record: acknowledged commits are on the leader, and on rec_k of rec_names */
-byte rec_names = 0;
+byte eras = 2;       /* etcd: the record: every acknowledged commit is of one of these terms (a bit each), */
+byte era_by[TERMS + 1];    /* that is, it is on the term's leader, and on era_k of era_names. A term that is not */
+byte era_k[TERMS + 1];     /* among them has acknowledged nothing. All but the present term are of former leaders */
+byte era_names[TERMS + 1]; /* whose commits the present one has not put into a set of its own yet. */
 byte handed = 0;     /* etcd: member + 1 that the last leader let go to; 0 = nobody */
 byte let_go = 0;     /* etcd: the last leader has let go by itself */
 byte ballots = 0;    /* etcd: members whose ballot for term + 1 lies there */
@@ -30,13 +32,15 @@ byte ballots = 0;    /* etcd: members whose ballot for term + 1 lies there */
 byte log[6];         /* member * 2 + position */
 byte size[N];
 byte tl[N];          /* term in which the log's timeline began */
+byte fork[TERMS + 1]; /* length of the log at that moment: who has less is still on the timeline of before */
 byte upstream[N];    /* member + 1 that it streams from; 0 = nobody */
 byte voted[N];       /* highest election it has voted in; on disk */
 byte prim[N];        /* term in which its engine was opened as primary; 0 = it is a replica */
 byte spent[N];       /* it leads this term no more */
 byte set_names[N];   /* the setting in force: one of these must confirm; 0 = nothing is acknowledged */
 byte base[N];        /* a length reached after the setting came into force; UNKNOWN = not yet */
-byte sent_k[N];      /* the record that was sent last */
+byte sent_eras[N];   /* the record that was sent last: the eras, and its own one's claim */
+byte sent_k[N];
 byte sent_names[N];
 bool rec_due[N];     /* it is still on its way */
 byte opened = 1;     /* ghost: the last term that a primary was opened in, and where */
@@ -67,7 +71,12 @@ byte acked[2];       /* ghost: the term in which a position was acknowledged; 0 
 #ifdef SHRINKS_SETTING_FIRST
 #define may_set(i, names) true
 #else
-#define may_set(i, names) implies(names, rec_k, rec_names)
+#define may_set(i, names) (acts && implies(names, era_k[term], era_names[term]))
+#endif
+#ifdef ACKNOWLEDGES_BEFORE_ITS_ERA
+#define acts true
+#else
+#define acts in(term, eras)
 #endif
 #ifdef RECORDS_TOO_EARLY
 #define confirmed(i, j) true
@@ -82,19 +91,28 @@ byte acked[2];       /* ghost: the term in which a position was acknowledged; 0 
 
 /* Every name's ballot: then each possible set of one is met. The furthest of them is a bound. */
 #ifdef COVERAGE_NOT_CHECKED
-#define covered (rec_k > 0 && (rec_names & ballots) != 0)
+#define covered(t) (era_k[t] > 0 && (era_names[t] & ballots) != 0)
 #else
-#define covered (rec_k > 0 && (rec_names & ~ballots) == 0)
+#define covered(t) (era_k[t] > 0 && (era_names[t] & ~ballots) == 0)
 #endif
 #define cast(i) in(i, ballots)
-#define beyond(i, j) (!(in(j, rec_names) && cast(j)) || pos(i) >= pos(j))
-#define by_names(i) (covered && beyond(i, 0) && beyond(i, 1) && beyond(i, 2))
+#define beyond(i, j, t) (!(in(j, era_names[t]) && cast(j)) || pos(i) >= pos(j))
+#define by_names(i, t) (covered(t) && beyond(i, 0, t) && beyond(i, 1, t) && beyond(i, 2, t))
+#define by_former(i, t) (era_by[t] != leader && cast(era_by[t]) && pos(i) >= pos(era_by[t]))
+#define covers(i, t) (!in(t, eras) || by_names(i, t) || by_former(i, t))
+#if TERMS == 2
+#define by_eras(i) covers(i, 1) /* an election follows the first term only */
+#elif defined(LAST_ERA_ONLY)
+#define by_eras(i) (in(2, eras) -> covers(i, 2) : covers(i, 1))
+#else
+#define by_eras(i) (covers(i, 1) && covers(i, 2)) /* TERMS is 3 at most */
+#endif
 #define by_leader(i) (cast(leader) && pos(i) >= pos(leader))
 #define by_handover(i) (handed > 0 && cast(handed - 1) && pos(i) >= pos(handed - 1))
 #ifdef ANY_BALLOT
 #define elected(i) cast(i)
 #else
-#define elected(i) (cast(i) && (by_names(i) || by_leader(i) || by_handover(i)))
+#define elected(i) (cast(i) && (by_eras(i) || by_leader(i) || by_handover(i)))
 #endif
 #ifdef LETS_GO_UNSEEN
 #define caught_up(i, j) true
@@ -114,9 +132,15 @@ inline stops(i) { /* its engine ends, and with it every stream from it */
     if :: upstream[2] == i + 1 -> upstream[2] = 0 :: else fi
 }
 
-inline takes(i) { /* the one transaction that makes a leader */
-    key = i + 1; term++; leader = i; ballots = 0; handed = 0; let_go = 0;
-    rec_k = 0; rec_names = 0
+inline takes(i) { /* the one transaction that makes a leader. The last one leads on with its own era */
+    key = i + 1; term++; ballots = 0; handed = 0; let_go = 0;
+    era_by[term] = i;
+    if
+    :: leader == i && in(term - 1, eras) ->
+        eras = (eras & ~bit(term - 1)) | bit(term); era_k[term] = era_k[term - 1]; era_names[term] = era_names[term - 1]
+    :: else
+    fi;
+    leader = i
 }
 
 proctype member(byte me) {
@@ -151,13 +175,17 @@ end:
             p = 0;
             do :: p < N - 1 -> p++ :: break od;
             if
-            :: rec_k > 0 -> sent_k[me] = 0; sent_names[me] = 0; rec_due[me] = 1 /* claim less */
+            :: eras != bit(term) || era_k[term] > 0 -> /* claim less */
+                sent_eras[me] = bit(term); sent_k[me] = 0; sent_names[me] = 0; rec_due[me] = 1
+            :: !in(term, eras) -> /* its own era, before it acknowledges anything */
+                sent_eras[me] = eras | bit(term); sent_k[me] = 1; rec_due[me] = 1;
+                sent_names[me] = 7 - bit(me)
             :: set_names[me] != 0 && in(p, set_names[me]) && confirmed(me, p) ->
-                sent_k[me] = 1; sent_names[me] = set_names[me]; rec_due[me] = 1
+                sent_eras[me] = bit(term); sent_k[me] = 1; sent_names[me] = set_names[me]; rec_due[me] = 1
             :: else
             fi; p = 0 }
     :: d_step { rec_due[me] && key == me + 1 && term == prim[me] ->
-            rec_k = sent_k[me]; rec_names = sent_names[me]; rec_due[me] = 0 }
+            eras = sent_eras[me]; era_k[term] = sent_k[me]; era_names[term] = sent_names[me]; rec_due[me] = 0 }
 
     /* --- giving up: the engine is down. To a target that was seen to have every byte, or to nobody --- */
     :: atomic { prim[me] > 0 && spent[me] < prim[me] && key == me + 1 && term == prim[me] ->
@@ -173,11 +201,13 @@ end:
             do :: p < N - 1 -> p++ :: break od;
             if
             :: p != me && prim[p] > 0 && may_follow(me, prim[p]) && size[me] <= size[p] && same(me, p, size[me]) ->
-                upstream[me] = p + 1; tl[me] = tl[p]
+                upstream[me] = p + 1;
+                if :: size[me] >= fork[tl[p]] -> tl[me] = tl[p] :: else fi
             :: else
             fi; p = 0 }
     :: d_step { prim[me] == 0 && upstream[me] > 0 && prim[upstream[me] - 1] > 0 && size[me] < size[upstream[me] - 1] ->
-            at(me, size[me]) = at(upstream[me] - 1, size[me]); size[me]++ }
+            at(me, size[me]) = at(upstream[me] - 1, size[me]); size[me]++;
+            if :: size[me] >= fork[tl[upstream[me] - 1]] -> tl[me] = tl[upstream[me] - 1] :: else fi }
     :: d_step { upstream[me] > 0 -> upstream[me] = 0 }
 
     /* --- a former primary, or one whose log has parted: rewound or copied from the present leader --- */
@@ -188,14 +218,16 @@ end:
     /* --- election --- */
     :: d_step { key == 0 && term < TERMS && prim[me] == 0 && voted[me] <= term && left_upstream(me) ->
             voted[me] = term + 1; ballots = ballots | bit(me);
-            assert(ballots != 7 || elected(0) || elected(1) || elected(2)) }
+            assert(ballots != 7 || elected(0) || elected(1) || elected(2));
+            /* Nobody need wait for a leader that has acknowledged nothing. */
+            assert(in(term, eras) || (7 & ~(ballots | bit(leader))) != 0 || elected(0) || elected(1) || elected(2)) }
     :: d_step { key == 0 && leader == me && prim[me] > 0 -> stops(me) }
     :: d_step { key == 0 && term < TERMS && prim[me] == 0 && (elected(me) || handed == me + 1) -> takes(me);
             voted[me] = term }
     :: d_step { key == me + 1 && prim[me] == 0 && spent[me] < term ->
             assert(has_all(me));
-            prim[me] = term; opened = term; opened_by = me; tl[me] = term; upstream[me] = 0;
-            set_names[me] = 0; base[me] = UNKNOWN; sent_k[me] = 0; sent_names[me] = 0; rec_due[me] = 0 }
+            prim[me] = term; opened = term; opened_by = me; tl[me] = term; fork[term] = size[me]; upstream[me] = 0;
+            set_names[me] = 0; base[me] = UNKNOWN; sent_eras[me] = 0; sent_k[me] = 0; sent_names[me] = 0; rec_due[me] = 0 }
     od
 }
 

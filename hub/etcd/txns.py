@@ -20,8 +20,10 @@ from dataclasses import dataclass, replace
 
 from core.ids import InstanceRef
 from core.records import (
+    ERAS_MAX,
     HISTORY_MAX,
     Ballot,
+    Era,
     HaRecord,
     LeaderRecord,
     LeadershipChange,
@@ -91,15 +93,16 @@ def acquire(
     lease_id: int,
     change: LeadershipChange,
     node_revision: int,
+    knows_eras: bool = False,
 ) -> Txn:
     """Take the leadership after `ha.term`. `change` is written to the history; its term and kind are set here.
     `node_revision` is the mod_revision of the node's record: a node that was removed meanwhile leads nothing.
 
-    An order to force a failover is over with it: whoever leads now was elected after it, by it or against it."""
+    An order to force a failover is over with it: whoever leads now was elected after it, by it or against it.
+    `knows_eras`: the member acknowledges nothing before its own era is on record (agents of older versions do)."""
     term = ha.term + 1
     leader = LeaderRecord(member=member, node=node, term=term, lease_id=lease_id)
-    by_force = ha.forced is not None and ha.forced.target == member and ha.forced.after_term == ha.term
-    line = replace(change, term=term, member=member, kind="forced" if by_force else "led")
+    line = replace(change, term=term, member=member, kind="forced" if _by_force(ha, member) else "led")
     history = (*ha.history, line)[-HISTORY_MAX:]
     ended = ha.switchover is not None and ha.switchover.target in ("", member) and ha.leader != member
     next_ha = replace(
@@ -109,7 +112,7 @@ def acquire(
         handover="",
         switchover=None if ended else ha.switchover,
         forced=None,
-        sync=_sync_of_new_leader(ha.sync),
+        sync=sync_of_new_leader(ha, member, knows_eras=knows_eras),
         history=history,
     )
     return Txn(
@@ -126,13 +129,24 @@ def acquire(
     )
 
 
-def _sync_of_new_leader(sync: SyncRecord) -> SyncRecord:
-    """A new leader starts with nobody but itself on record; it widens the record before its engine relies on others.
+def _by_force(ha: HaRecord, member: str) -> bool:
+    return ha.forced is not None and ha.forced.target == member and ha.forced.after_term == ha.term
 
-    In async mode the record says nothing. In the other modes k = 0 and no names means that only this leader has all
-    acknowledged commits, which holds from its first moment (it acknowledges none before its sync set is recorded).
+
+def sync_of_new_leader(ha: HaRecord, member: str, *, knows_eras: bool) -> SyncRecord:
+    """In async mode the record says nothing. In the other modes it goes on saying where the commits of before are, for
+    the new leader acknowledges none before it has added its own era. So one that dies before that is followed by
+    whoever could have led instead of it. The last leader itself leads on with its own log: its record stays true.
+
+    A leader that was forced may lack commits, and what it has counts from then on: nobody but itself is on record.
     """
-    return SyncRecord(mode=sync.mode, k=0, names=())
+    sync = ha.sync
+    if sync.mode == "async" or not ha.system_id or not knows_eras or _by_force(ha, member):
+        return SyncRecord(mode=sync.mode)
+    if member == ha.leader:
+        return sync
+    eras = sync.eras or (Era(leader=ha.leader, k=sync.k, names=sync.names),)
+    return SyncRecord(mode=sync.mode, eras=eras if len(eras) <= ERAS_MAX else ())
 
 
 def release(

@@ -177,6 +177,7 @@ def _peer(contents: Contents, node: str, ref: MemberRef) -> PeerMember:
         priority=desired.priority,
         no_load_balance=desired.no_load_balance,
         clone_source=desired.clone_source,
+        read_weight=desired.read_weight,
         upstream=desired.upstream,
     )
 

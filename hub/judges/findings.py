@@ -77,7 +77,8 @@ def _nobody_leads(s: Situation, now: float) -> Finding:
         return Finding(type=ConditionType.PRIMARY_AVAILABLE, reason="SwitchoverUnderWay", message=text, broken=False)
     last = next((current.place for current in s.members if current.name == ha.leader), ha.leader)
     states = ", ".join(_state_of(s, current) for current in s.staying) or "no member is left"
-    needed = f", sync set {', '.join(ha.sync.names)}" if ha.sync.names else ""
+    names = dict.fromkeys(name for era in ha.eras for name in era.names)
+    needed = f", sync set {', '.join(names)}" if names else ""
     told = [(current.name, current.observed) for current in s.staying if current.observed and not s.is_lost(current)]
     waits = "".join(f"; {name}: {seen.message}" for name, seen in told if seen.message)
     stuck = any(seen.reason == STUCK for _, seen in told)

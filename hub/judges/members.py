@@ -35,6 +35,7 @@ from core.records import (
 )
 from core.specs.instance import InstanceSpec, MemberSpec
 from core.status import MemberState
+from hub.judges.clients import clients_of
 from hub.judges.placement import Placement
 from hub.judges.situation import Current, Situation, member_number
 
@@ -127,11 +128,13 @@ def desired_member(
         priority=tags.priority,
         no_load_balance=tags.no_load_balance,
         clone_source=tags.clone_source,
+        read_weight=tags.read_weight,
         upstream=tags.upstream or "",
         restart_id=restart_id,
         hold_s=spec.proxy.hold_timeout_s,
         client_tls=spec.proxy.tls,
         allow=spec.proxy.allow,
+        clients=clients_of(spec),
     )
 
 
@@ -178,7 +181,7 @@ def _on_nodes(s: Situation, placement: Placement, ports: Ports, *, names: Sequen
 def _free_names(s: Situation, count: int) -> list[str]:
     taken = {current.name for current in s.members}
     if s.ha is not None:
-        taken |= {*s.ha.sync.names, s.ha.leader, s.ha.handover, s.ha.bootstrap if not s.initialised else ""}
+        taken |= {*s.ha.sync.named, s.ha.leader, s.ha.handover, s.ha.bootstrap if not s.initialised else ""}
     numbers = range(1, count + len(taken) + 1)
     return [name for name in (f"m{number}" for number in numbers) if name not in taken][:count]
 
@@ -268,7 +271,7 @@ def _retiring(s: Situation, staying: Sequence[Current]) -> tuple[Current, ...]:
 
 
 def _out_of_sync_set(s: Situation, current: Current) -> bool:
-    return s.ha is None or current.name not in s.ha.sync.names
+    return s.ha is None or current.name not in s.ha.sync.named
 
 
 def _next_to_restart(s: Situation, staying: Sequence[Current]) -> Current | None:

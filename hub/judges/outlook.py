@@ -14,7 +14,7 @@ from typing import Literal
 
 from core.clock import moment
 from core.positions import Lsn, WalPosition
-from core.records import Ballot, HaRecord
+from core.records import Ballot, Era, HaRecord
 from core.status import MemberState, Role
 from hub.judges.candidates import unfit_to_be_forced
 from hub.judges.situation import Current, Situation
@@ -150,15 +150,18 @@ def _loss(ha: HaRecord, name: str, heard: Heard | None, ballots: Sequence[Ballot
         return "none", f"{name} was the last primary: it has every commit it acknowledged"
     if sync.mode == "async":
         return "possible", f"async: commits that {last} acknowledged and {name} had not received are lost"
-    if not sync.k or not sync.names:
-        text = f"only {last} is on record as having every acknowledged commit; those that {name} lacks are lost"
-        return "possible", text
     names = ", ".join(sync.names)
     if name in sync.names and sync.k >= len(sync.names):
         return "none", f"no acknowledged commit is lost: each was confirmed by {names}"
     bound = _proved(ha, ballots)
     if bound is not None and heard is not None and heard.source == "ballot" and heard.position >= bound:
         return "none", f"no acknowledged commit is lost: the ballots prove that {name} has them all"
+    if sync.eras:
+        who = ", ".join(dict.fromkeys(era.leader for era in sync.eras))
+        return "possible", f"{last} took over and recorded no sync set; commits of {who} that {name} lacks are lost"
+    if not sync.k or not sync.names:
+        text = f"only {last} is on record as having every acknowledged commit; those that {name} lacks are lost"
+        return "possible", text
     if name in sync.names:
         return "possible", f"each commit was confirmed by {sync.k} of {names}; those that {name} did not get are lost"
     return "possible", f"{name} is not in the sync set ({names}): commits that it lacks are lost"
@@ -166,10 +169,20 @@ def _loss(ha: HaRecord, name: str, heard: Heard | None, ballots: Sequence[Ballot
 
 def _proved(ha: HaRecord, ballots: Sequence[Ballot]) -> WalPosition | None:
     """The position at or beyond which every acknowledged commit is had, as far as ballots of the sync set prove one."""
-    cast = [b for b in ballots if b.term == ha.term + 1 and b.member in ha.sync.names]
-    positions = sorted((WalPosition(b.timeline, Lsn(b.lsn)) for b in cast), reverse=True)
-    met = ha.sync.k - (len(ha.sync.names) - len(positions))
-    return positions[met - 1] if met >= 1 else None
+    bounds = [_proved_of(era, ha, ballots) for era in ha.eras]
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) if len(known) == len(bounds) else None
+
+
+def _proved_of(era: Era, ha: HaRecord, ballots: Sequence[Ballot]) -> WalPosition | None:
+    """The lowest that bounds the commits of one era."""
+    cast = {b.member: WalPosition(b.timeline, Lsn(b.lsn)) for b in ballots if b.term == ha.term + 1}
+    positions = sorted((cast[name] for name in era.names if name in cast), reverse=True)
+    met = era.k - (len(era.names) - len(positions))
+    bounds = [positions[met - 1]] if era.k and met >= 1 else []
+    if era.leader in cast and era.leader != ha.leader:
+        bounds.append(cast[era.leader])
+    return min(bounds, default=None)
 
 
 def _distance(name: str, heard: Heard | None, furthest: WalPosition | None) -> str:

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from core.errors import ConflictError, DeniedError, OverloadedError, UserError
 from core.ids import InstanceRef, MemberRef
-from core.records import Ballot, Event, LeadershipChange, ObservedMember, SyncRecord
+from core.records import Ballot, Event, LeadershipChange, ObservedMember, SyncRecord, to_json
 from hub import history
 from hub.context import Hub
 from hub.leadership import HaChange, Leadership, Standing
@@ -130,6 +130,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             after_term=request.after_term,
             lease_id=request.lease_id,
             change=_change(me, request.reason, request.position, request.told_json),
+            knows_eras=request.knows_eras,
         )
         return agent_pb2.AcquireResponse(
             acquired=outcome.acquired,
@@ -137,6 +138,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             lease_id=outcome.lease_id,
             lease_ttl_s=self._hub.config.lease_ttl_s,
             leader=outcome.leader,
+            sync_json=to_json(outcome.sync) if outcome.sync is not None else b"",
         )
 
     @translated

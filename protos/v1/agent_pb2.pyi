@@ -518,6 +518,7 @@ class AcquireRequest(message.Message):
     REASON_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
     TOLD_JSON_FIELD_NUMBER: builtins.int
+    KNOWS_ERAS_FIELD_NUMBER: builtins.int
     after_term: builtins.int
     """Term of the last leader that the decision rests on; the new one is term + 1."""
     lease_id: builtins.int
@@ -528,6 +529,8 @@ class AcquireRequest(message.Message):
     """JSON of core.records.LeadershipChange: what it saw and how it was chosen, for the history. Only leaderless_s,
     ballots and loss are taken from it.
     """
+    knows_eras: builtins.bool
+    """The member acknowledges nothing before its era is in the sync record; agents of older versions do."""
     @builtins.property
     def id(self) -> common_pb2.MemberId:
         """Who wants to lead."""
@@ -545,10 +548,11 @@ class AcquireRequest(message.Message):
         reason: builtins.str = ...,
         position: common_pb2.Position | None = ...,
         told_json: builtins.bytes = ...,
+        knows_eras: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["id", b"id", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["after_term", b"after_term", "id", b"id", "lease_id", b"lease_id", "position", b"position", "reason", b"reason", "told_json", b"told_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after_term", b"after_term", "id", b"id", "knows_eras", b"knows_eras", "lease_id", b"lease_id", "position", b"position", "reason", b"reason", "told_json", b"told_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -563,6 +567,7 @@ class AcquireResponse(message.Message):
     LEASE_ID_FIELD_NUMBER: builtins.int
     LEASE_TTL_S_FIELD_NUMBER: builtins.int
     LEADER_FIELD_NUMBER: builtins.int
+    SYNC_JSON_FIELD_NUMBER: builtins.int
     acquired: builtins.bool
     """True: the caller leads in `term`."""
     term: builtins.int
@@ -573,6 +578,8 @@ class AcquireResponse(message.Message):
     """Time to live of that lease in seconds, counted from when the request was sent."""
     leader: builtins.str
     """Who leads instead; empty = nobody, but the term has moved on or the election is not settled."""
+    sync_json: builtins.bytes
+    """JSON of core.records.SyncRecord that the new leader begins with; empty = not known here."""
     def __init__(
         self,
         *,
@@ -581,10 +588,11 @@ class AcquireResponse(message.Message):
         lease_id: builtins.int = ...,
         lease_ttl_s: builtins.int = ...,
         leader: builtins.str = ...,
+        sync_json: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["acquired", b"acquired", "leader", b"leader", "lease_id", b"lease_id", "lease_ttl_s", b"lease_ttl_s", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["acquired", b"acquired", "leader", b"leader", "lease_id", b"lease_id", "lease_ttl_s", b"lease_ttl_s", "sync_json", b"sync_json", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

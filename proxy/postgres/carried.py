@@ -26,6 +26,7 @@ from proxy.postgres.messages import (
     columns,
     error_fields,
     message,
+    parameter_of,
     parse,
     run,
 )
@@ -187,6 +188,18 @@ class Step:
     dispensable: bool = False
 
 
+def _plainly(what: str, statement: bytes) -> Step:
+    return Step(what, parse(b"", statement) + run(b""))
+
+
+# As after the login: whatever a client has left, and only settings, with who it acts as.
+LIKE_NEW = [_plainly("the reset", b"DISCARD ALL")]
+SETTINGS_LIKE_NEW = [
+    _plainly("the reset", b"SET SESSION AUTHORIZATION DEFAULT"),
+    _plainly("the reset", b"RESET ALL"),
+]
+
+
 def steps_of(
     carried: Carried, prepared: dict[bytes, bytes], unnamed: bytes, unconfirmed: Iterable[bytes]
 ) -> list[Step]:
@@ -241,8 +254,8 @@ class Restoring:
                 case "Z" if not self.done:
                     self._at += 1
                 case "S":
-                    name, _, value = body.decode(errors="surrogateescape").partition("\0")
-                    self.parameters[name] = value.removesuffix("\0")
+                    name, value = parameter_of(body)
+                    self.parameters[name] = value
                 case "A":
                     if len(self.notifications) < MAX_MESSAGE_BYTES:
                         self.notifications += message(b"A", body)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 HEADER_BYTES = 5  # type, then length, which counts itself but not the type
 SYNC = b"S\0\0\0\x04"
+TERMINATE = b"X\0\0\0\x04"
 READY_IDLE = b"Z\0\0\0\x05I"
 MAX_MESSAGE_BYTES = 4 << 20  # of one message that is read whole
 TEXT_RESULT = b"\0\0"
@@ -48,8 +49,23 @@ def parameter_status(name: str, value: str) -> bytes:
     return message(b"S", words)
 
 
+def parameter_of(body: bytes) -> tuple[str, str]:
+    """Name and value, of a ParameterStatus's body."""
+    name, _, value = body.decode(errors="surrogateescape").partition("\0")
+    return name, value.removesuffix("\0")
+
+
 def backend_key(pid: int, key: bytes) -> bytes:
     return message(b"K", _LENGTH.pack(pid) + key)
+
+
+def before_goodbye(data: bytes) -> bytes | None:
+    """From the beginning of a message on, and it ends in the bytes of Terminate: what stands before it. None when they
+    are part of something else."""
+    at, last = 0, len(data) - len(TERMINATE)
+    while at < last:
+        at += 1 + int(_LENGTH.unpack_from(data, at + 1)[0])
+    return data[:last] if at == last else None
 
 
 def columns(body: bytes) -> list[bytes | None]:

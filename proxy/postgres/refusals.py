@@ -44,3 +44,8 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
 
 def malformed(why: str) -> bytes:
     return error("08P01", why)
+
+
+def pool_full(waited_s: float) -> bytes:
+    hint = "Try again; let transactions end sooner, or let the pool have more connections (pooling.size)."
+    return error("53300", f"no server connection became free within {waited_s:g} s", hint)

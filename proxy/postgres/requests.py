@@ -29,6 +29,15 @@ _COPY_DATA = ord("d")
 _STEPS = frozenset(b"BD")  # of an extended query, and without contents that matter
 _READ_WHOLE = frozenset(b"PCQ")  # their contents matter, unless they are too long to be read
 _header = struct.Struct("!BI").unpack_from
+# What drivers send behind the Bind of a prepared statement: Describe, Execute, Sync; and without Describe. Most buffers
+# are just that, so that one look at the end shows all that the headers between would tell.
+_EXECUTE_SYNC = b"E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04"
+_TAILS = frozenset((b"D\0\0\0\x06P\0" + _EXECUTE_SYNC, _EXECUTE_SYNC))
+
+
+def runs_once(data: bytes) -> bool:
+    """It is one Bind and one of these tails."""
+    return data[:1] == b"B" and len(data) > HEADER_BYTES and data[_header(data, 0)[1] + 1 :] in _TAILS
 
 
 @dataclass(slots=True)
@@ -49,6 +58,7 @@ class Requests:
     __slots__ = (
         "_closed",
         "_copying",
+        "_keeps",
         "_kept_bytes",
         "_left",
         "_part",
@@ -73,7 +83,8 @@ class Requests:
         "unnamed_lost",
     )
 
-    def __init__(self, pool: Pool | None = None) -> None:
+    def __init__(self, pool: Pool | None = None, *, keeps: bool = True) -> None:
+        self._keeps = keeps  # prepared statements; else somebody else does
         self.outstanding = 0  # ReadyForQuery messages that the server owes
         self.open = False  # something was sent that no Sync has ended yet
         self.state = IDLE  # of the transaction, by the last ReadyForQuery
@@ -110,6 +121,16 @@ class Requests:
         )
 
     @property
+    def between(self) -> bool:
+        """What the client has sent so far is whole messages."""
+        return not self._left and not self._part
+
+    @property
+    def syncs_ignored(self) -> int:
+        """That the server has ignored, if COPY data comes next."""
+        return self._syncs if self.copy_asked and not self._copying else 0
+
+    @property
     def obstacle(self) -> str | None:
         """Why it is not known, or cannot be, what the session carries."""
         if self.hidden:
@@ -124,6 +145,12 @@ class Requests:
 
     def feed(self, data: bytes) -> None:
         """What the client sent."""
+        if runs_once(data) and not (self._left or self._part):
+            self._run()
+        else:
+            self._walk(data)
+
+    def _walk(self, data: bytes) -> None:
         at, end = self._left, len(data)
         if at >= end:
             self._left = at - end
@@ -157,6 +184,13 @@ class Requests:
             self._left = at - end
         elif at < end:
             self._part = data[at:]
+
+    def _run(self) -> None:
+        """Bind, Execute, Sync."""
+        self.touched = True
+        self.outstanding += 1
+        self._syncs = 1
+        self.open = self._copying = False
 
     def _query(self, statement: bytes | None) -> None:
         self.open = False  # it ends what no Sync has ended
@@ -217,12 +251,16 @@ class Requests:
 
     def _keep(self, message: bytes | None) -> None:
         if message is None:  # of a name that is not known: maybe that of one that is kept, maybe none
-            self.overflowed = self.changed = self.hidden = True
-            self._keep_unnamed(None)
+            self.changed = self.hidden = True
+            if self._keeps:
+                self.overflowed = True
+                self._keep_unnamed(None)
             return
         zero = message.find(b"\0", HEADER_BYTES)
         statement_end = message.find(b"\0", zero + 1)
         self._examine(message[zero + 1 : statement_end])
+        if not self._keeps:
+            return
         name = message[HEADER_BYTES:zero]
         if not name:
             self._keep_unnamed(message)
@@ -290,6 +328,10 @@ class Requests:
     def stirred(self) -> None:
         """The server said something that only an answer can be, when no answer was owed."""
         self.outstanding = max(1, self.outstanding)
+
+    def known(self) -> None:
+        """The server has said what the session carries; statements are kept elsewhere."""
+        self.touched = self.changed = False
 
     @property
     def doubtful(self) -> bool:

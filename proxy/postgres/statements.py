@@ -58,6 +58,7 @@ _CONFIG = re.compile(rb"set_config\s*\(\s*(?:(?:pg_catalog\.)?e?'([^'\\]*)'(?:::
 _CONFIG_LOCAL = re.compile(rb"set_config\s*\(\s*[^,()]+(?:::\w+)?\s*,[^,()]+,\s*(?:true|'t'|'true')(?:::\w+)?\s*\)")
 _BLANK = rb"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
 _LOADS = re.compile(rb"\bload" + _BLANK + rb"(?:e|u&)?['$]", re.DOTALL)
+_LEVEL = re.compile(r"client_min_messages\s*=\s*'?(?:error|fatal|panic)")  # `-c name=value`, `--name=value`
 _MUTED = b"client_min_messages"
 _MUTES = re.compile(
     rb"(?:\bset\s+(?:session\s+|local\s+)?\"?client_min_messages\"?\s*(?:=|\bto\b)"
@@ -96,8 +97,7 @@ def effect_of(statement: bytes) -> Effect:
 
 def mutes(name: str, value: str) -> bool:
     """Whether a startup parameter does."""
-    level = r"client_min_messages\s*=\s*'?(?:error|fatal|panic)"  # in options: `-c name=value` or `--name=value`
-    return re.search(level, _shown(name, value)) is not None
+    return _LEVEL.search(_shown(name, value)) is not None
 
 
 def names_mute(name: str, value: str) -> bool:

@@ -15,7 +15,7 @@ from tests.support.cluster import Cluster, running_cluster, short_root
 
 def processes(cluster: Cluster) -> dict[str, list[psutil.Process]]:
     """By part."""
-    pid_files = [agent.data_root / "proxy" / "proxy.pid" for agent in cluster.agents.values()]
+    pid_files = [file for agent in cluster.agents.values() for file in agent.data_root.glob("proxy/proxy-*.pid")]
     return {
         "hub": [psutil.Process(hub.pid) for hub in cluster.hubs],
         "agent": [psutil.Process(agent.pid) for agent in cluster.agents.values()],

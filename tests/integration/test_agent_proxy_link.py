@@ -17,8 +17,8 @@ import pytest
 
 from agent.config import AgentConfig
 from agent.engines.postgres.engine import PostgresEngine
+from agent.fleet import Fleet, halt
 from agent.peer import Peers, PeerServer, PeerService
-from agent.proxies import ProxyProcess, RoutePusher
 from agent.verifiers import Desk, mock_secret
 from core.errors import UnavailableError
 from core.ids import MemberName, MemberRef
@@ -39,17 +39,16 @@ M1, M2 = (MemberRef(INSTANCE, MemberName(name)) for name in ("m1", "m2"))
 class Linked:
     """An agent as far as its proxy goes."""
 
-    process: ProxyProcess
+    config: AgentConfig
     routes: tuple[Route, ...] | None
     routes_before: tuple[Route, ...] | None = None
-    pusher: RoutePusher = field(init=False)
+    pusher: Fleet = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pusher = RoutePusher(self.process, lambda: self.routes, Desk({}, Peers(self.process.socket.parent)))
+        self.pusher = Fleet(self.config, lambda: self.routes, Desk({}, Peers(self.config.identity_dir)))
 
     def pid(self) -> int:
-        pid = self.process.pid()
-        assert pid is not None
+        (pid,) = self.pusher.pids().values()
         return pid
 
 
@@ -80,13 +79,14 @@ async def running(work: object) -> AsyncIterator[None]:
 @pytest.fixture
 async def linked(tmp_path: Path) -> AsyncIterator[Linked]:
     with made_tls() as tls:
-        one = Linked(ProxyProcess(config(tmp_path, tls)), (route(),))
+        one = Linked(config(tmp_path, tls), (route(),))
         try:
             async with running(one.pusher.run()):
                 await one.pusher.settled(10)
                 yield one
         finally:
-            await one.process.halt(5)
+            await halt(one.config, 5)
+            assert one.pusher.pids() == {}
 
 
 async def test_settled_answers_when_the_routes_of_the_moment_are_in_force(linked):
@@ -266,11 +266,10 @@ async def test_a_client_of_another_nodes_proxy_comes_to_the_engine_by_tls(site):
     await site.primary(others=("m2",))
     site.identity("m2")
     node = AgentConfig(node="n2", address=site.address("m2"), data_root=site.data_root("m2"))
-    process = ProxyProcess(node)
     desk = desk_of(site, Kept(M2, site.engine("m2"), site.secrets()))
     engine = Endpoint(member="m1", host=site.address("m1"), port=site.port, tls=True, node="n1")
     served = route(primary=engine, expires_at_s=time.monotonic() + 60)
-    pusher = RoutePusher(process, lambda: (served,), desk)
+    pusher = Fleet(node, lambda: (served,), desk)
     try:
         async with running(pusher.run()):
             await pusher.settled(10)
@@ -291,7 +290,8 @@ async def test_a_client_of_another_nodes_proxy_comes_to_the_engine_by_tls(site):
         assert b"rejects connection" in await first_words(site, tls=False)
         assert b"valid client certificate" in await first_words(site, tls=True)
     finally:
-        await process.halt(5)
+        await halt(node, 5)
+        assert pusher.pids() == {}
 
 
 async def first_words(site: Site, *, tls: bool) -> bytes:

@@ -300,7 +300,7 @@ async def test_the_leader_writes_its_sync_set_and_ends_a_switchover_with_a_note(
     assert (await ha_of(client, one.ref))["switchover"]["id"] == "s1"
     assert await one.update(1, end_switchover="s1", note="the target lags")
     after = await ha_of(client, one.ref)
-    assert after["sync"] == {"mode": "sync", "k": 1, "names": ["m1", "m2"], "seq": 1}
+    assert after["sync"] == {"mode": "sync", "k": 1, "names": ["m1", "m2"], "seq": 1, "eras": []}
     assert after["switchover"] is None
     assert (after["history"][-1]["reason"], after["history"][-1]["member"]) == ("the target lags", "m1")
 

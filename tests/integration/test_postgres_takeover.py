@@ -59,7 +59,8 @@ async def test_commits_that_wait_are_acknowledged_as_soon_as_a_standby_is_named(
 
 async def test_a_promotion_passes_over_numbers_that_another_leader_may_have_used(site: Site) -> None:
     first, second, third = await three(site)
-    await eventually(lambda: has_table(site, "m2"), within=10)
+    for member in ("m2", "m3"):
+        await eventually(lambda member=member: has_table(site, member), within=10)
     await third.follow(None)
     await first.fence(1.0)
     await second.promote()

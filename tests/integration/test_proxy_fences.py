@@ -15,7 +15,7 @@ import psutil
 import psycopg
 import pytest
 
-from core.routes import Route, RouteTable, SessionCounts
+from core.routes import Pooling, Route, RouteTable, SessionCounts
 from proxy.cancel import Canceller
 from proxy.gate import Gate
 from proxy.listeners import Listeners
@@ -258,7 +258,12 @@ async def timerless(primary: Server) -> AsyncIterator[tuple[int, ManualClock]]:
     gate.verifiers.declare(declared())
     listeners = Listeners(gate, Canceller(gate).cancel)
     route = Route(
-        instance=INSTANCE, rw_port=free_port(), ro_port=free_port(), primary=primary.endpoint, expires_at_s=1000
+        instance=INSTANCE,
+        rw_port=free_port(),
+        ro_port=free_port(),
+        primary=primary.endpoint,
+        expires_at_s=1000,
+        pooling=Pooling(idle_max=0),
     )
     gate.table.replace(RouteTable(seq=1, routes=(route,)))
     listening = asyncio.create_task(listeners.run())
@@ -470,7 +475,7 @@ async def test_an_idle_client_that_was_notified_is_still_idle(proxy, servers):
 
 
 async def test_a_goodbye_is_not_answered(proxy, servers):
-    await proxy.serve(servers[0])
+    await proxy.serve(servers[0], pooling=Pooling(idle_max=0))
     client = await RawClient.connect(proxy.rw_port)
     client.send(b"X\0\0\0\4")
     assert await client.rest() == b""

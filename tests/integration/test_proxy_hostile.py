@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.routes import MAX_LINE_BYTES
+from core.routes import MAX_LINE_BYTES, Pooling
 from proxy.gate import REFUSALS_LOGGED_PER_S
 from proxy.postgres.server_side import sqlstate_of
 from tests.support.ports import free_port
@@ -36,6 +36,7 @@ from tests.support.proxy import (
 )
 from tests.support.waiting import eventually
 
+NONE_KEPT = Pooling(idle_max=0)
 pytestmark = pytest.mark.timeout(60)
 MIB = 1 << 20
 STARTUP_S = 0.4
@@ -61,9 +62,9 @@ def process(tls: Tls) -> Iterator[Proxy]:
 
 @pytest.fixture
 async def proxy(process: Proxy, servers: list[Server]) -> AsyncIterator[Proxy]:
-    """Serving m1, with little patience."""
+    """Serving m1, with little patience; connections are counted, so none is kept for the next client."""
     async with lent_proxy(process) as running:
-        await running.serve(servers[0])
+        await running.serve(servers[0], pooling=NONE_KEPT)
         yield running
 
 
@@ -239,7 +240,7 @@ async def test_five_hundred_idle_clients_cost_little_and_all_are_served(proxy):
 
 async def test_one_client_too_many_is_told_so(tls, servers):
     async with running_proxy(tls, "--clients-max", "2") as proxy:
-        await proxy.serve(servers[0])
+        await proxy.serve(servers[0], pooling=NONE_KEPT)
         clients = [await RawClient.connect(proxy.rw_port) for _ in range(2)]
         assert sqlstate_of((await answer_to(proxy.rw_port, b""))[5:]) == "53300"
         clients[0].close()

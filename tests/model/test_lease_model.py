@@ -45,6 +45,25 @@ def check(model: str, guards: str, tmp_path: Path) -> str:
     return done.stdout
 
 
+def three_terms(guards: str, tmp_path: Path) -> str:
+    """A sample: two elections in a row have more states than can be kept, so one bit stands for each."""
+    flags = ["-DTERMS=3", *(f"-D{guard}" for guard in guards.split())]
+    make = ["gcc", "-w", "-O2", "-DSAFETY", "-DBITSTATE", "-o", "pan", "pan.c"]
+    for command in (["spin", *flags, "-a", str(MODELS / "acks.pml")], make):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    done = subprocess.run(["./pan", "-m200000", "-w24"], cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    return done.stdout
+
+
+def test_who_leads_after_a_leader_that_recorded_nothing_has_every_acknowledged_commit(tmp_path: Path) -> None:
+    told = three_terms("", tmp_path)
+    assert "errors: 0" in told, told
+
+
+def test_a_leader_that_acknowledges_before_its_era_is_on_record_is_missed(tmp_path: Path) -> None:
+    assert "assertion violated" in three_terms("ACKNOWLEDGES_BEFORE_ITS_ERA", tmp_path)
+
+
 @pytest.mark.parametrize("model", ["lease", "acks"])
 def test_the_model_holds_in_every_state(model: str, tmp_path: Path) -> None:
     told = check(model, "", tmp_path)

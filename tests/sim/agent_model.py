@@ -341,6 +341,7 @@ class Agent:
             upstream_failed_at=facts.upstream_failed_at,
             probed_at=facts.probed_at,
             probe_answered_at=facts.probe_answered_at,
+            closing=facts.closing,
             switchover_since=facts.switchover_since,
             forced_since=facts.forced_since,
             acquired_at=takeover.acquired_at if takeover else 0.0,
@@ -469,6 +470,7 @@ class Agent:
 
     def _hand_over(self, action: do.Handover) -> Work:
         """As `agent.ha.handover`: hold the clients everywhere, stop, see that the target has everything, let go."""
+        lets_go = False
         try:
             yield from self._hold_all(action, HOLD_FOR_S)
             self._close(True)
@@ -476,8 +478,11 @@ class Agent:
             if self.engine.observe().state is not EngineState.STOPPED:
                 raise Failure("the engine ended in no orderly way")
             yield from self._wait_for(action.target, self.engine.observe().position)
+            lets_go = True
             yield from self._release(action.term, action.target)
         except Failure as failure:
+            if lets_go:
+                raise
             lease = self.lease.lease()
             crashed = self.engine.observe().state is EngineState.CRASHED
             if lease.term == action.term and self.host.now() < lease.fence_at and not crashed:
@@ -557,7 +562,7 @@ class Agent:
             timeline=position.timeline,
             lsn=str(position.lsn) if position.timeline else "",
         )
-        hub, lease_id, ha = self.shell.hub, self.shell.lease_id, self._ha()
+        hub, lease_id = self.shell.hub, self.shell.lease_id
 
         def ask(reply: Reply) -> None:
             hub.acquire(self.id, self.host.name, after_term, lease_id, change, reply)
@@ -568,13 +573,13 @@ class Agent:
         self.facts.standing_until = 0.0
         if answer is None:
             return
-        term, lease_id = answer
+        term, lease_id, sync = answer
         self.shell.take(lease_id)
         self._acquired(term, sent_at, lease_id)
         self.facts.takeover = Takeover(
             term=term, leaderless_since=self.facts.leaderless_since, acquired_at=self.host.now()
         )
-        self.facts.sync_sent, self.facts.sync_sent_in = SyncRecord(mode=ha.sync.mode), term
+        self.facts.sync_sent, self.facts.sync_sent_in = sync, term
         self._remember()
         self.routes_changed()
         self.shell.beat_now.set()

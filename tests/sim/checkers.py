@@ -17,7 +17,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from core.ids import InstanceRef
-from core.records import HaRecord, LeaderRecord
+from core.records import Era, HaRecord, LeaderRecord
 from hub.etcd import keys
 from tests.sim.engine_model import ENTRY_BYTES
 from tests.sim.etcd_model import Change, Etcd
@@ -160,19 +160,23 @@ class Checkers:
 
     def _check_record(self) -> None:
         sync = self._ha.sync
-        self.world.note(f"{self.label} on record: {sync.mode} {sync.k} of {','.join(sync.names) or 'nobody'}")
-        if sync.mode != "async" and sync.k:
-            for write_id in self.acked_by_engine:
-                self._covered(write_id)
+        eras = "; ".join(f"{era.leader}: {era.k} of {','.join(era.names) or 'nobody'}" for era in sync.eras)
+        self.world.note(f"{self.label} on record: {sync.mode} {sync.k} of {','.join(sync.names) or 'nobody'} {eras}")
+        for write_id in self.acked_by_engine:
+            self._covered(write_id)
 
     def _covered(self, write_id: str) -> None:
-        sync = self._ha.sync
-        if sync.mode == "async" or not sync.k:
+        """By one of the eras on record."""
+        if self._ha.sync.mode == "async" or any(self._is_of(write_id, era) for era in self._ha.eras):
             return
-        # A member whose data directory is being replaced cannot vote, so it misleads nobody.
-        have = sum(1 for name in sync.names if write_id in self.held[name] or not self.engines[name].has_data)
-        if have < sync.k:
-            self.fail(f"{write_id} is on {have} of {','.join(sync.names)}, the record says {sync.k}")
+        eras = "; ".join(f"{era.leader}, {era.k} of {','.join(era.names)}" for era in self._ha.eras)
+        self.fail(f"{write_id} is on {[m for m, held in self.held.items() if write_id in held]}, on record is {eras}")
+
+    def _is_of(self, write_id: str, era: Era) -> bool:
+        """A member whose data directory is being replaced cannot vote, so it misleads nobody."""
+        have = [name for name in era.names if write_id in self.held[name] or not self.engines[name].has_data]
+        led = write_id in self.held[era.leader] or not self.engines[era.leader].has_data
+        return led and len(have) >= era.k
 
     # --- at the end ---
 

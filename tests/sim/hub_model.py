@@ -326,13 +326,13 @@ class Hub:
         return (yield from self._commit(txns.all_of(same, [])))
 
     def _acquire(self, me: MemberRef, node: str, after_term: int, lease_id: int, change: LeadershipChange) -> Work:
-        """(term, lease) when acquired, else None."""
+        """(term, lease, sync record or None) when acquired, else None."""
         lease, ref = 0, me.instance
         for _ in range(ROUNDS):
             leader, ha = self._present(ref)
             if leader is not None and _is(leader.record, me, after_term + 1):
                 renewed = yield from self._renew(leader.record.lease_id, [ref])
-                return (leader.record.term, leader.record.lease_id) if renewed == "confirmed" else None
+                return (leader.record.term, leader.record.lease_id, None) if renewed == "confirmed" else None
             if leader is not None or ha.record.term != after_term:
                 if (yield from self._is_current(ref, leader, ha)):
                     return None
@@ -347,10 +347,11 @@ class Hub:
                 lease_id=lease,
                 change=change,
                 node_revision=self.mirror.nodes[node].mod_revision,
+                knows_eras=True,
             )
             acquired = yield from self._commit(txn)
             if acquired is True:
-                return after_term + 1, lease
+                return after_term + 1, lease, txns.sync_of_new_leader(ha.record, me.member, knows_eras=True)
             if isinstance(acquired, LeaseGoneError):
                 lease = 0
         return None

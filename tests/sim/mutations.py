@@ -40,6 +40,14 @@ WOUNDS = SIM + "test_wounds:"
 HANGS = SIM + "test_stories:test_an_etcd_leader_that_hangs_does_not_keep_an_old_primary"
 MUTATIONS = (
     Mutation(
+        name="sync set changed while a handover stops the engine",
+        module="agent.ha.decide",
+        old="view.operation.kind is not OperationKind.HANDOVER or view.closing or not leads(view, now):",
+        new="view.operation.kind is not OperationKind.HANDOVER or not leads(view, now):",
+        why="the setting of an engine that is being stopped is nobody's business",
+        tables=("test_decide",),
+    ),
+    Mutation(
         name="fence without margin",
         module="agent.ha.leaseclock",
         old="return ttl_s * MARGIN",
@@ -50,7 +58,7 @@ MUTATIONS = (
     Mutation(
         name="coverage not checked",
         module="agent.ha.election",
-        old="met = ha.sync.k - (len(ha.sync.names) - len(named))",
+        old="met = era.k - (len(era.names) - len(named))",
         new="met = min(1, len(named))",
         why="a leader is elected without the ballots that an acknowledged commit may be on",
         tables=("test_election",),
@@ -72,6 +80,39 @@ MUTATIONS = (
         why="commits of before the setting are not where the record says",
         seeds=300,
         tables=("test_syncset",),
+    ),
+    Mutation(
+        name="acknowledges before its era is on record",
+        module="agent.ha.syncset",
+        old="    if own is None or not implies(target, own):\n        k = ",
+        new="    if False:\n        k = ",
+        why="an election covers what the former leaders acknowledged, and not what this one did",
+        seeds=600,
+        tables=("test_eras", "test_syncset"),
+    ),
+    Mutation(
+        name="eras ended before the standbys have caught up",
+        module="agent.ha.syncset",
+        old="    if len(flushed) >= target.k:\n",
+        new="    if True:\n",
+        why="commits of former leaders are not where the record says",
+        tables=("test_eras",),
+    ),
+    Mutation(
+        name="one era covered for all",
+        module="agent.ha.election",
+        old="bounds.append(max(min(found) for found in each))",
+        new="bounds.append(min(min(found) for found in each))",
+        why="who has the commits of a former leader may lack those of the last one",
+        tables=("test_eras",),
+    ),
+    Mutation(
+        name="eras kept when somebody is forced to lead",
+        module="hub.etcd.txns",
+        old=" or not knows_eras or _by_force(ha, member):",
+        new=" or not knows_eras:",
+        why="the record speaks of commits that the new leader may not have",
+        tables=("test_eras",),
     ),
     Mutation(
         name="setting changed while a record is under way",
@@ -196,9 +237,17 @@ MUTATIONS = (
     Mutation(
         name="no fence when another is forced to lead",
         module="agent.ha.decide",
-        old="if forced_away(view):",
+        old="if forced_away(view) and not goes_in_order(view, now):",
         new="if False:",
         why="the leader that is to go stays",
+        tables=("test_decide",),
+    ),
+    Mutation(
+        name="forced leader hands over for as long as it likes",
+        module="agent.ha.leading",
+        old="in_time = 0.0 < view.forced_since <= now < view.forced_since + IN_ORDER_S",
+        new="in_time = 0.0 < view.forced_since <= now",
+        why="an order that is to work when nothing else does waits for what does not end",
         tables=("test_decide",),
     ),
     Mutation(
@@ -278,8 +327,8 @@ MUTATIONS = (
     Mutation(
         name="record kept by a new leader",
         module="hub.etcd.txns",
-        old="sync=_sync_of_new_leader(ha.sync),",
-        new="sync=ha.sync,",
+        old="    if member == ha.leader:\n        return sync\n",
+        new="    if True:\n        return sync\n",
         why="the record speaks of the former leader's standbys, and of the new leader as one",
         seeds=300,
         seed=10,

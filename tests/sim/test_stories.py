@@ -186,6 +186,22 @@ def test_a_forced_failover_leaves_a_leader_that_cannot_be_moved_otherwise(replic
     finish_apart_from_loss(s)
 
 
+@MODES
+def test_a_forced_failover_of_a_primary_that_is_well_loses_nothing(replication: Replication) -> None:
+    """It hands over to the forced one, as in a switchover, before it would be fenced."""
+    s = created(replication)
+    target = next(node for node in s.nodes.values() if node is not primary(s))
+    acknowledged = set(s.checkers.acked)
+    faults.ask_force(s, target.member)
+    s.world.run(s.world.now + 5.0)
+    assert primary(s) is target
+    assert target.engine.data is not None
+    acknowledged |= {w for w, (_, term) in s.checkers.acked.items() if term < s.checkers.terms[-1][1]}
+    assert acknowledged <= set(target.engine.data.wal)
+    assert s.checkers.terms[-1][1] in s.checkers.handed
+    finish_apart_from_loss(s)
+
+
 def test_a_forced_failover_ends_an_election_that_is_stuck() -> None:
     """Everybody whom the record names has gone for good: an operator accepts what may be lost by that."""
     s = created(SYNC)

@@ -77,6 +77,24 @@ def test_an_elected_member_that_does_not_act_is_followed_by_the_next_or_named(re
     finish(s)
 
 
+@pytest.mark.parametrize("replication", [SYNC, QUORUM], ids=["sync", "k1"])
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.8, 1.5])
+def test_a_new_leader_that_dies_before_its_first_sync_set_is_followed_by_those_who_could_have_led(
+    replication, after_s: float
+) -> None:
+    """As long as it has acknowledged nothing, the election covers what the former leaders acknowledged."""
+    s = created(replication)
+    old = primary(s)
+    old.engine.end(crashed=True)
+    run_until_led_by_another(s, old, within_s=5.0)
+    winner = primary(s)
+    s.world.run(s.world.now + after_s)
+    winner.crash()
+    run_until_led_by_another(s, winner, within_s=2 * TTL_S + 2.0)
+    winner.boot()
+    finish(s)
+
+
 @MODES
 @pytest.mark.parametrize("after_s", [0.0, 0.01, 0.05, 0.2, 0.5, 1.0, 1.5, 3.0])
 def test_a_failover_that_was_decided_is_carried_through_whoever_dies_meanwhile(replication, after_s: float) -> None:

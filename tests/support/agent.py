@@ -34,6 +34,7 @@ class AgentProcess:
         self.node = node
         self.address = address
         self.root = root
+        self.metrics = f"{address}:{free_port()}"
         self.log = root / "agent.log"
         self.config = root / "agent.yaml"
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,6 +44,7 @@ class AgentProcess:
             "node": node,
             "address": address,
             "peer_port": free_port(),
+            "metrics_listen": self.metrics,
             "data_root": str(root / "data"),
             "zone": zone,
             "engine_user": engine_user(),

@@ -36,6 +36,7 @@ from core.routes import (
     ProxyReport,
     Route,
     RouteTable,
+    decode_note,
     decode_report,
     encode,
 )
@@ -240,6 +241,7 @@ class Proxy:
     rw_port: int = field(default_factory=free_port)
     ro_port: int = field(default_factory=free_port)
     seq: int = 0
+    name: str = ""  # where several share a folder
     told_before: int = 0  # bytes of the log that belong to earlier tests
     program: Path = Path(sys.executable).parent / "moorage-proxy"
     process: subprocess.Popen[bytes] | None = None
@@ -248,7 +250,7 @@ class Proxy:
 
     @property
     def socket(self) -> Path:
-        return self.folder / "control.sock"
+        return self.folder / f"control{self.name}.sock"
 
     @property
     def log(self) -> Path:
@@ -262,7 +264,14 @@ class Proxy:
     def start(self, within: float = 20) -> None:
         arguments = [
             *(str(self.program), "--address", ADDRESS, "--control", str(self.socket), "--log-format", "json"),
-            *("--cert", str(self.tls.cert), "--key", str(self.tls.key), "--pid-file", str(self.folder / "proxy.pid")),
+            *(
+                "--cert",
+                str(self.tls.cert),
+                "--key",
+                str(self.tls.key),
+                "--pid-file",
+                str(self.folder / f"proxy{self.name}.pid"),
+            ),
             *self.options,
         ]
         with self.log.open("ab") as log:
@@ -295,7 +304,9 @@ class Proxy:
             reader, writer = self._control
             writer.write(line)
             await writer.drain()
-            return decode_report(await reader.readline())
+            while decode_note(answer := await reader.readline()) is not None:
+                pass  # it asks for a verifier, after a password that was wrong: it gets no answer here
+            return decode_report(answer)
 
     async def leave(self) -> None:
         """The agent goes away."""

@@ -8,13 +8,19 @@ from agent.engines.troubles import TOLD, Cure
 from core.errors import ERRORS
 from core.specs import write_schemas
 from hub.judges.lifecycle import mermaid
+from tests.support import events
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def pages() -> dict[str, str]:
     """Text of each generated page below docs/reference, by file name."""
-    return {"lifecycle.md": lifecycle_page(), "errors.md": errors_page(), "troubles.md": troubles_page()}
+    return {
+        "lifecycle.md": lifecycle_page(),
+        "errors.md": errors_page(),
+        "troubles.md": troubles_page(),
+        "events.md": events.page(),
+    }
 
 
 def lifecycle_page() -> str:

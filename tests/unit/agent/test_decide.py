@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.ha.actions import AskPeers, Fence, Reason, Release, Stop
+from agent.ha.actions import ApplySync, AskPeers, Fence, Handover, Reason, Release, Stop
 from agent.ha.decide import decide
+from agent.ha.leading import IN_ORDER_S
 from agent.ha.view import Engine, EngineState, Lease, OperationKind, View
-from core.records import ForcedFailover, LeaderRecord, SwitchoverRequest
+from core.records import ForcedFailover, LeaderRecord, Replication, SwitchoverRequest
 from core.status import Role
 from tests.support.builders import (
     HELD,
@@ -24,18 +25,33 @@ from tests.support.builders import (
     ballot,
     busy,
     desired,
+    ha,
     instance,
     leading_peer,
     peer,
     primary,
     replica,
     standby,
+    sync,
 )
 from tests.unit.agent import test_decide_following, test_decide_leaderless, test_decide_leading
 
 OVER = replace(HELD, fence_at=NOW)
 NO_LEASE = Lease()
 OTHER = Engine(state=EngineState.STOPPED, role=Role.PRIMARY, system_id="other")
+
+FORCED = as_leader(
+    engine=primary(standbys=(standby("m2"), standby("m3"))),
+    instance=instance(forced=ForcedFailover(id="f1", target="m2", after_term=1)),
+    forced_since=NOW,
+)
+HANDING_OVER = as_leader(
+    engine=primary(standbys=(standby("m3"),), sync=sync(1, "m2")),
+    desired=desired(replication=Replication(mode="sync")),
+    instance=instance(record=ha(sync=sync(1, "m2", "m3", seq=2))),
+    sync_sent=sync(1, "m2", "m3", seq=2),
+    operation=busy(OperationKind.HANDOVER),
+)
 
 CASES = [
     # fence
@@ -127,7 +143,53 @@ CASES = [
         as_leader(instance=instance(forced=ForcedFailover(id="f1", target="m2", after_term=2))),
         Reason.STEADY_PRIMARY,
     ),
+    Case(
+        "a leader that is forced away and well hands over to who is to lead",
+        FORCED,
+        Reason.HANDS_OVER,
+        (Handover(request_id="f1", target="m2", term=1),),
+    ),
+    Case(
+        "it is fenced when that takes too long",
+        replace(FORCED, operation=busy(OperationKind.HANDOVER), forced_since=NOW - IN_ORDER_S),
+        Reason.FORCED_AWAY,
+        (Fence(),),
+    ),
+    Case(
+        "it is fenced when that has failed",
+        replace(FORCED, engine=replace(FORCED.engine, failed=OperationKind.HANDOVER)),
+        Reason.FORCED_AWAY,
+        (Fence(),),
+    ),
+    Case(
+        "it is fenced when who is to lead does not stream from it",
+        replace(FORCED, engine=primary(standbys=(standby("m3"),))),
+        Reason.FORCED_AWAY,
+        (Fence(),),
+    ),
+    Case(
+        "it is fenced when the hub cannot hear of it",
+        replace(FORCED, lease=replace(HELD, renewed_at=96.0)),
+        Reason.FORCED_AWAY,
+        (Fence(),),
+    ),
     # an operation runs
+    Case(
+        "a standby that is gone is exchanged while a handover lets the clients go on",
+        HANDING_OVER,
+        Reason.APPLIES_SYNC,
+        (ApplySync(sync(1, "m3")),),
+    ),
+    Case(
+        "nothing changes any more when the handover stops the engine",
+        replace(HANDING_OVER, closing=True),
+        Reason.BUSY,
+    ),
+    Case(
+        "nothing changes during any other operation",
+        replace(HANDING_OVER, operation=busy(OperationKind.STOP)),
+        Reason.BUSY,
+    ),
     Case("a clone is left to finish", as_follower(operation=busy(OperationKind.CLONE)), Reason.BUSY, detail="clone"),
     Case(
         "a leader asks its peers also during an operation",

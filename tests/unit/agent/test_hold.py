@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.ha.hold import Hold, in_force, may_hold
+from agent.ha.hold import HOLD_MAX_S, Hold, begun, in_force, may_hold
 from core.records import InstanceView
 from tests.support.builders import NOW, instance
 
@@ -26,6 +26,11 @@ def test_clients_wait_until_the_time_is_over_or_another_leads(
     view: InstanceView | None, now: float, *, holds: bool
 ) -> None:
     assert in_force(HOLD, view, now) is holds
+
+
+@pytest.mark.parametrize(("for_s", "lasts_s"), [(3.0, 3.0), (4_294_967.0, HOLD_MAX_S)])
+def test_clients_are_held_for_a_bounded_time_whatever_is_asked_for(for_s: float, lasts_s: float) -> None:
+    assert begun(term=1, request_id="s1", for_s=for_s, now=NOW) == Hold(term=1, request_id="s1", until=NOW + lasts_s)
 
 
 def test_without_a_hold_nobody_waits() -> None:

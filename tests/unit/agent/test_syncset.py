@@ -22,7 +22,7 @@ from agent.ha.syncset import (
     settle,
 )
 from core.positions import Lsn
-from core.records import Replication, SyncRecord
+from core.records import Era, Replication, SyncRecord
 from hub.etcd.txns import with_sync
 from tests.support.builders import ha, sync
 
@@ -51,6 +51,7 @@ def step(
         setting=setting,
         base=Lsn(base),
         candidates=candidates,
+        me="m1",
     )
 
 
@@ -149,7 +150,13 @@ def test_a_setting_that_somebody_changed_makes_the_record_claim_nothing() -> Non
 
 def test_an_agent_that_has_just_started_sends_the_record_again_first() -> None:
     found = next_step(
-        wanted=SYNC, record=sync(1, "m2", seq=3), sent=None, setting=sync(1, "m2"), base=Lsn(1), candidates=[cand("m3")]
+        wanted=SYNC,
+        record=sync(1, "m2", seq=3),
+        sent=None,
+        setting=sync(1, "m2"),
+        base=Lsn(1),
+        candidates=[cand("m3")],
+        me="m1",
     )
     assert found == Record(sync=sync(1, "m2", seq=4))
 
@@ -205,7 +212,7 @@ def test_a_setting_settles_before_its_base_is_known() -> None:
 class Play:
     """A primary, its standbys and etcd, with requests that are lost, repeated and late, against the definition."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, led_before: bool) -> None:
         self.dice = random.Random(seed)
         self.wanted = self._wish()
         self.standbys = [f"m{n}" for n in range(2, 3 + self.dice.randrange(4))]
@@ -217,6 +224,10 @@ class Play:
         self.sent: SyncRecord | None = self.record
         self.base = 0
         self.on_the_way: list[SyncRecord] = []
+        self.before = 0  # acknowledged by former leaders; this one has it
+        if led_before and self.wanted.mode != "async":
+            self.before = self.written = self.flushed["m2"] = 10
+            self.record = self.seen = self.sent = replace(self.record, eras=(Era(leader="m0", k=1, names=("m2",)),))
 
     def _wish(self) -> Replication:
         mode = self.dice.choice(["sync", "quorum", "quorum", "async"])
@@ -270,6 +281,7 @@ class Play:
             setting=self.setting,
             base=Lsn(self.base),
             candidates=[cand(m, self.flushed[m]) for m in sorted(self.streaming)],
+            me="m1",
         )
 
     def decide(self) -> None:
@@ -293,8 +305,16 @@ class Play:
             self.record = written.sync
 
     def check(self) -> None:
-        have = [m for m in self.record.names if self.flushed[m] >= self.acknowledged]
-        assert len(have) >= self.record.k, (self.record, self.setting, self.flushed, self.acknowledged)
+        everything = max(self.before, self.acknowledged)
+        told = (self.record, self.setting, self.flushed, self.acknowledged)
+        if not self.record.eras:
+            assert sum(self.flushed[m] >= everything for m in self.record.names) >= self.record.k, told
+            return
+        own = self.record.eras[-1] if self.record.eras[-1].leader == "m1" else None
+        if own is None:
+            assert not self.acknowledged, told
+        else:
+            assert sum(self.flushed[m] >= self.acknowledged for m in own.names) >= own.k or not self.acknowledged, told
 
     def calm_down(self) -> None:
         """Everything streams and arrives."""
@@ -310,16 +330,18 @@ class Play:
             self.check()
 
 
+@pytest.mark.parametrize("led_before", [False, True])
 @pytest.mark.parametrize("first", range(0, 400, 50))
-def test_the_record_is_true_at_every_instant_of_any_play(first: int) -> None:
+def test_the_record_is_true_at_every_instant_of_any_play(first: int, led_before: bool) -> None:
     for seed in range(first, first + 50):
-        play = Play(seed)
+        play = Play(seed, led_before=led_before)
         for _ in range(250):
             play.turn()
         play.calm_down()
         left = play.next()
         assert left is None or isinstance(left, TooFew), (seed, left)
         enough = len(play.standbys) >= (play.wanted.k if play.wanted.mode == "quorum" else 1)
+        assert not play.record.eras or not enough
         if play.wanted.mode != "async" and enough:
             assert play.record.k >= 1
             assert set(play.record.names) == set(play.setting.names)

@@ -109,7 +109,7 @@ REFUSED: list[tuple[object, str]] = [
     ),
     (
         orders(members={"m2": {"weight": 1}}),
-        "d: members.m2.weight: is not known; fields: no_failover, priority, no_load_balance, clone_source, upstream",
+        "d: members.m2.weight: is not a known field; did you mean 'read_weight'?",
     ),
     (orders(members={"m2": 5}), "d: members.m2: must be a mapping, got 5"),
     (orders(members={"m2": {"priority": 101}}), "d: members.m2.priority: must be at most 100, got 101"),

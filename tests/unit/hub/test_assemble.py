@@ -78,6 +78,12 @@ def test_a_view_tells_what_is_particular_to_each_member(world):
     assert not any(getattr(view.members[0], name) for name in tags)
 
 
+def test_a_view_tells_who_must_not_lead_as_things_are(world):
+    world.observe("n2", "m2", unfit=True)
+    view = instance_view(world, places(world.members), ORDERS)
+    assert [peer.unfit for peer in view.members] == [False, True, False]
+
+
 def test_only_ballots_of_the_running_election_are_shown_in_the_order_of_members(world):
     world.cast("n3", "m3", 5)
     world.cast("n2", "m2", 5)

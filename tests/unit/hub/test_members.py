@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.records import DatabaseDesired, HaRecord, MemberDesired, Replication, SyncRecord, UserDesired
+from core.records import ClientsDesired, DatabaseDesired, HaRecord, MemberDesired, Replication, SyncRecord, UserDesired
 from core.specs.instance import InstanceSpec
 from core.status import MemberState
 from hub.judges.members import (
@@ -111,6 +111,7 @@ def test_the_first_members_are_all_that_the_spec_says() -> None:
         hold_s=5.0,
         client_tls="require",
         allow=("10.0.0.0/8",),
+        clients=ClientsDesired(observers=("app",)),
     )
     assert second == replace(first, member="m2", node="n8")
     assert first_ha(s, (first, second)) == HaRecord(bootstrap="m1", sync=SyncRecord(mode="quorum"))

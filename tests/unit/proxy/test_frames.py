@@ -46,6 +46,25 @@ def naive(data: bytes) -> bool:
     return at == len(data)
 
 
+ERROR = message("E", b"SERROR\0VERROR\0C23505\0Mduplicate\0Cnot this one\0\0")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "sqlstates"),
+    [
+        ([IDLE], []),
+        ([ERROR + IDLE], ["23505"]),
+        ([message("D", b"x\0C99999\0") + ERROR + message("N", b"C01000\0") + ERROR + IDLE], ["23505", "23505"]),
+        ([ERROR[:3], ERROR[3:]], ["23505"]),
+        ([ERROR[:12], ERROR[12:]], [""]),
+        ([message("E", b"\0")], [""]),
+        ([message("E", b"\0C1")], [""]),
+    ],
+)
+def test_what_errors_tell_is_kept_for_who_counts_them(chunks: list[bytes], sqlstates: list[str]) -> None:
+    assert after(*chunks).sqlstates == sqlstates
+
+
 @pytest.mark.parametrize(
     ("chunks", "between"),
     [

@@ -74,6 +74,31 @@ def test_any_split_of_the_stream_is_understood_alike(pieces, cuts):
         assert getattr(whole, name) == getattr(split, name)
 
 
+@pytest.mark.parametrize("describe", [b"", message(b"D", b"P\0")])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_buffer_that_is_known_by_its_end_counts_as_one_that_is_walked_through(describe, count):
+    """The values may look like the messages behind them."""
+    tail = describe + message(b"E", b"\0" * 5) + SYNC
+    data = (message(b"B", b"\0s\0" + tail) + tail) * count
+    before = query("SELECT 1")
+    whole, split = after(before, data), after(before, data[:7], data[7:])
+    for name in ("outstanding", "open", "touched", "resting", "_syncs", "_copying", "_left", "_part"):
+        assert getattr(whole, name) == getattr(split, name), name
+    assert whole.outstanding == 1 + count
+
+
+def test_statements_that_somebody_else_keeps_are_looked_at_all_the_same():
+    requests = Requests(keeps=False)
+    requests.feed(parse(b"s", b"SET work_mem = '1MB'") + SYNC)
+    assert requests.changed
+    assert requests.prepared == {}
+    assert requests.obstacle is not None
+    requests.feed(parse(b"", b"SELECT 1") + parse(b"t", b"x" * (READ_BYTES_MAX + 1)))
+    assert not requests.unnamed
+    assert not requests.unnamed_lost
+    assert not requests.overflowed
+
+
 @given(st.lists(st.binary(max_size=60), max_size=8))
 def test_any_bytes_are_taken_without_a_failure(chunks):
     requests = after(*chunks)

@@ -70,6 +70,16 @@ def test_equal_replicas_are_taken_in_turn(turn, sessions, expected):
     assert verdict(ROUTE, read_only=True, sessions=sessions, turn=turn) == Forward(expected, fenced=False)
 
 
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [({}, {"m2": 30, "m3": 10}), ({"m2": 2, "m3": 1}, {"m2": 40}), ({"m2": 3, "m3": 1}, {"m2": 30, "m3": 10})],
+)
+def test_replicas_get_reads_by_weight(sessions, expected):
+    route = replace(ROUTE, replicas=(replace(M2, weight=3), M3))
+    members = [verdict(route, read_only=True, sessions=sessions, turn=turn).endpoint.member for turn in range(40)]
+    assert {member: members.count(member) for member in set(members)} == expected
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_an_unknown_instance_is_refused(read_only):
     answer = verdict(None, read_only=read_only)
