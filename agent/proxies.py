@@ -22,6 +22,7 @@ import psutil
 
 from agent.config import AgentConfig
 from agent.generations import Place
+from agent.supervise.processes import identify
 from core.errors import EngineError
 from core.log import EventLog
 
@@ -58,18 +59,21 @@ class ProxyProcess:
         process = self._process()
         expected = [self._command() or "", *self._arguments()]
         with contextlib.suppress(psutil.Error):
-            return process is None or process.cmdline()[-len(expected) :] == expected
+            return process is None or (process.cmdline() or expected)[-len(expected) :] == expected
         return True
 
     def _process(self) -> psutil.Process | None:
+        """Our own child lives until it has been reaped, though it removes its pid file before it ends. Another that was
+        started a moment ago has no command line yet, and is one all the same."""
         try:
-            process = psutil.Process(int(self._pid_file.read_text().split()[0]))
-            ours = str(self.socket) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, IndexError, psutil.Error):
-            process, ours = None, False
-        if not ours and self._child is not None:
-            self._child.poll()  # reap it
-        return process if ours else None
+            if self._child is not None:
+                return psutil.Process(self._child.pid) if self._child.poll() is None else None
+            pid, started = map(int, self._pid_file.read_text().split()[:2])
+            identity, process = identify(pid), psutil.Process(pid)
+            same = identity is not None and identity.started == started
+            return process if same and str(self.socket) in (process.cmdline() or [str(self.socket)]) else None
+        except (OSError, ValueError, psutil.Error):
+            return None
 
     def _command(self) -> str | None:
         return shutil.which(self._config.proxy_command, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -103,8 +107,10 @@ class ProxyProcess:
                 cwd="/",
             )
         # It writes this itself, but later: an agent that follows must find it also if this one dies now.
-        self._pid_file.write_text(f"{child.pid}\n")
         self._child = child
+        identity = identify(child.pid)
+        if identity is not None:
+            self._pid_file.write_text(f"{child.pid} {identity.started}\n")
         await self._await_socket(child)
         log.info("proxy_started", process=self.name, pid=child.pid)
 
@@ -118,6 +124,8 @@ class ProxyProcess:
                     await asyncio.sleep(LOOK_S)
         except TimeoutError as error:
             child.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(child.wait, START_TIMEOUT_S)
             raise EngineError(
                 f"proxy did not open {self.socket} within {START_TIMEOUT_S} s", object=self.name
             ) from error

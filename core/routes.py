@@ -46,7 +46,7 @@ class Pooling:
     reserve_after_s: float = 3.0
     queue_timeout_s: float = 30.0  # for a connection that others have; then the client is told 53300
     idle_max: int = 20  # connections kept for the next client, to each server; 0 = none is used again
-    idle_s: float = 300.0  # one that nobody wanted for so long is closed
+    idle_s: float = 2.0  # one that nobody wanted for so long is closed
     life_s: float = 3600.0  # one that is older is closed as soon as it is free
     statements_max: int = 500  # prepared statements kept on each connection (transaction mode)
     reset: Literal["changed", "always"] = "changed"  # when a connection is made like new: if need be, or each time

@@ -94,8 +94,17 @@ def _as_list(value: object) -> Sequence[object]:
 
 
 def _by_name(items: Sequence[object]) -> dict[str, object]:
-    """Items by their `name`, or by their text when they have none."""
-    return {str(item["name"]) if isinstance(item, Mapping) and "name" in item else str(item): item for item in items}
+    """Items by what people call them."""
+    return {_called(item): item for item in items}
+
+
+def _called(item: object) -> str:
+    """By its name; a rule by whom it is for; anything else by its text."""
+    if isinstance(item, Mapping) and "name" in item:
+        return str(item["name"])
+    if isinstance(item, Mapping) and "user" in item and "database" in item:
+        return ",".join(f"{part}={item[part]}" for part in ("user", "database") if item[part] is not None) or "anybody"
+    return str(item)
 
 
 def _text(name: str, value: object) -> str:

@@ -24,6 +24,8 @@ from core.routes import (
     Drain,
     Endpoint,
     Note,
+    Pooling,
+    PoolRule,
     ProxyReport,
     Route,
     RouteTable,
@@ -180,7 +182,10 @@ def _examine(route: Route) -> None:
         *(name for name in ("rw_port", "ro_port") if not _is_port(getattr(route, name))),
         *(name for name in ("expires_at_s", "hold_s") if not _is_number(getattr(route, name))),
         *(["client_tls"] if route.client_tls not in CLIENT_TLS else []),
-        *(["allow"] if not all(map(_is_text, route.allow)) else []),
+        *(name for name in ("allow", "observers") if not all(map(_is_text, getattr(route, name)))),
+        *(["slow_query_ms"] if not _is_number(route.slow_query_ms) else []),
+        *(["pooling"] if not _is_pooling(route.pooling) else []),
+        *(f"pools[{number}]" for number, rule in enumerate(route.pools) if not _is_rule(rule)),
         *(f"endpoint of {one.member}" for one in (route.primary, *route.replicas) if one and not _is_endpoint(one)),
     ]
     if problems:
@@ -197,6 +202,19 @@ def _is_port(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_pooling(one: Pooling) -> bool:
+    numbers = (
+        *(one.size, one.reserve, one.reserve_after_s, one.queue_timeout_s),
+        *(one.idle_max, one.idle_s, one.life_s, one.statements_max),
+    )
+    known = one.mode in ("session", "transaction") and one.reset in ("changed", "always")
+    return known and all(_is_number(number) and number >= 0 for number in numbers)
+
+
+def _is_rule(rule: PoolRule) -> bool:
+    return _is_text(rule.user) and _is_text(rule.database) and _is_pooling(rule.pooling)
 
 
 def _is_endpoint(one: Endpoint) -> bool:

@@ -14,6 +14,8 @@ CONNECTIONS_MAX = 10_000
 DAY_S = 86_400
 RULES_MAX = 100  # each client is compared with all of them
 TRANSACTION_SIZE = 20  # of a pool in transaction mode whose size is left open
+SESSION_IDLE_S = 2.0  # shorter than the 5 s that DROP DATABASE and CREATE DATABASE wait for other connections to go
+TRANSACTION_IDLE_S = 300.0
 
 
 class PoolingSpec(Spec):
@@ -50,8 +52,12 @@ class PoolingSpec(Spec):
         le=CONNECTIONS_MAX,
         description="Connections kept for the next client, to each server; 0 = none is used again",
     )
-    idle_s: float = Field(
-        default=300.0, ge=1, le=DAY_S, description="Seconds after which a connection that nobody wanted is closed"
+    idle_s: float | None = Field(
+        default=None,
+        ge=1,
+        le=DAY_S,
+        description="Seconds after which a connection that nobody wanted is closed; null = session: "
+        f"{SESSION_IDLE_S:g}, transaction: {TRANSACTION_IDLE_S:g}",
     )
     life_s: float = Field(
         default=3600.0, ge=1, le=30 * DAY_S, description="Seconds after which a connection is closed once it is free"
@@ -78,6 +84,11 @@ class PoolingSpec(Spec):
     def used_size(self) -> int:
         """The size that counts; 0 = no bound."""
         return self.size or (TRANSACTION_SIZE if self.mode == "transaction" else 0)
+
+    @property
+    def used_idle_s(self) -> float:
+        """The time that counts."""
+        return self.idle_s or (TRANSACTION_IDLE_S if self.mode == "transaction" else SESSION_IDLE_S)
 
 
 class PoolRuleSpec(PoolingSpec):

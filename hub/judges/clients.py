@@ -25,7 +25,7 @@ def clients_of(spec: InstanceSpec) -> ClientsDesired:
 
 
 def pooling_of(spec: PoolingSpec) -> Pooling:
-    """A size that was left open is what it means in the spec's mode."""
+    """What was left open is what it means in the spec's mode."""
     return Pooling(
         mode=spec.mode,
         size=spec.used_size,
@@ -33,7 +33,7 @@ def pooling_of(spec: PoolingSpec) -> Pooling:
         reserve_after_s=spec.reserve_after_s,
         queue_timeout_s=spec.queue_timeout_s,
         idle_max=spec.idle_max,
-        idle_s=spec.idle_s,
+        idle_s=spec.used_idle_s,
         life_s=spec.life_s,
         statements_max=spec.statements_max,
         reset=spec.reset,

@@ -63,6 +63,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
         ["proxy.allow: added 192.168.0.0/16"],
     ),
     ({"proxy": {"allow": ["a", "b"]}}, {"proxy": {"allow": ["b", "a"]}}, ["proxy.allow: order changed to b, a"]),
+    (
+        {"proxy": {"pools": [{"user": "app", "database": None, "size": 5}]}},
+        {"proxy": {"pools": [{"user": "app", "database": None, "size": 9}, {"user": None, "database": "shop"}]}},
+        ["proxy.pools: added database=shop", "proxy.pools.user=app.size: 5 -> 9"],
+    ),
     ({"placement": {"region": "eu"}}, {"placement": {"region": None}}, ["placement.region: eu -> unset"]),
     ({"labels": {"team": ""}}, {"labels": {"team": " a"}}, ["labels.team: '' -> ' a'"]),
 ]

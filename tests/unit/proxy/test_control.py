@@ -55,6 +55,15 @@ def test_a_table_comes_through_whole():
         line(client_tls=[]),
         line(allow=[7]),
         line(allow=7),
+        line(observers=[7]),
+        line(slow_query_ms="7"),
+        line(pooling={"mode": "statement"}),
+        line(pooling={"size": "5"}),
+        line(pooling={"life_s": -1}),
+        line(pooling={"colour": 1}),
+        line(pools=[{"user": "app"}]),
+        line(pools=[{"user": 7, "pooling": {}}]),
+        line(pools=[{"user": "app", "pooling": {"reset": "never"}}]),
         line(primary="m1"),
         line(primary={**PRIMARY, "host": 7}),
         line(primary={**PRIMARY, "port": "5432"}),
@@ -75,7 +84,10 @@ json_values = st.recursive(
 )
 
 
-@given(st.sampled_from([*ROUTE, "replicas", "allow", "hold_s", "paused", "term", "client_tls"]), json_values)
+@given(
+    st.sampled_from([*ROUTE, "replicas", "allow", "hold_s", "paused", "term", "client_tls", "pooling", "pools"]),
+    json_values,
+)
 def test_any_value_in_any_field_gives_a_table_or_a_value_error(field, value):
     try:
         table = read_table(line(**{field: value}))
