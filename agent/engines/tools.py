@@ -42,7 +42,9 @@ class Toolbox:
 
     def environment(self) -> dict[str, str]:
         """Nothing of the agent's own: no PG* variable, no locale, no home directory with certificates."""
-        return {"PATH": f"{self.bin_dir}:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": str(self.cwd), "TZ": "UTC"}
+        system = {"PATH": f"{self.bin_dir}:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": str(self.cwd), "TZ": "UTC"}
+        # When memory is short a backend goes, not the postmaster, which has the agent's own protection.
+        return system | {"PG_OOM_ADJUST_FILE": "/proc/self/oom_score_adj", "PG_OOM_ADJUST_VALUE": "0"}
 
     async def run(self, name: str, *arguments: str, within_s: float, hint: str = "") -> Output:
         """EngineError with the tail of what it printed when it fails, TimedOutError when it takes too long."""
