@@ -17,6 +17,7 @@ from click.shell_completion import get_completion_class
 
 from cli import output
 from cli.apply import apply_command, diff_command
+from cli.bundle import bundle
 from cli.context import context
 from cli.event import event
 from cli.instance import instance
@@ -49,6 +50,7 @@ def moorctl() -> None:
 
 moorctl.add_command(apply_command)
 moorctl.add_command(diff_command)
+moorctl.add_command(bundle)
 for command in LEADERSHIP_COMMANDS:
     instance.add_command(command)
 moorctl.add_command(instance)
