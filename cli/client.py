@@ -78,6 +78,15 @@ class Thing:
         return {"kind": self.kind, "name": self.name, "spec": self.spec, "status": self.status}
 
 
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Texts of entries of the audit trail, oldest first, and its head."""
+
+    entries: list[str]
+    head_seq: int
+    head_sha256: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
     """What became of one document."""
@@ -254,6 +263,12 @@ class Client:
             }
             for one in answer.tokens
         ]
+
+    async def audit(self, *, after: int, limit: int) -> AuditPage:
+        """Entries numbered above `after`, at most `limit`; the hub may give fewer."""
+        request = pb.ListAuditRequest(after=after, limit=min(limit, 2**31 - 1))
+        answer = await self._call(lambda stub: stub.ListAudit, request)
+        return AuditPage(list(answer.entries), answer.head_seq, answer.head_sha256)
 
     async def revoke_operator_token(self, token: str) -> tuple[str, str]:
         """Id and name of the token that was revoked."""

@@ -17,6 +17,7 @@ from click.shell_completion import get_completion_class
 
 from cli import output
 from cli.apply import apply_command, diff_command
+from cli.audit import audit
 from cli.bundle import bundle
 from cli.context import context
 from cli.event import event
@@ -60,6 +61,7 @@ moorctl.add_command(event)
 moorctl.add_command(status_command)
 moorctl.add_command(context)
 moorctl.add_command(token)
+moorctl.add_command(audit)
 
 
 @moorctl.command("completion", cls=Verb)

@@ -62,7 +62,7 @@ class Applier:
             if dry_run or not txn.then:
                 return steps
             await self._ensure_passwords(steps)
-            if await self._hub.store.commit(txn):
+            if await self._hub.audit.commit(operator, _named(steps), txn):
                 await self._tell(operator, steps)
                 return steps
         raise ConflictError("others keep changing the same objects", object="documents", hint="Try again.")
@@ -81,6 +81,11 @@ class Applier:
             detail = "; ".join(step.changes)
             message = f"by {operator.name}: {detail}" if detail else f"by {operator.name}"
             await self._hub.events.emit(f"{step.kind.lower()}_{step.outcome}", name, message)
+
+
+def _named(steps: Sequence[Planned]) -> str:
+    """What is written, for the audit trail."""
+    return ", ".join(f"{step.kind}/{step.name}" for step in steps if step.record is not None)
 
 
 def world_of(mirror: Mirror) -> World:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -49,6 +50,9 @@ class AdvertisedHosts(Protocol):
     def advertise_operators(self) -> str | None: ...
 
 
+Commit = Callable[[txns.Txn], Awaitable[bool]]  # as `Store.commit`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """Somebody who has proved to be an operator."""
@@ -56,6 +60,8 @@ class Operator:
     id: str
     name: str
     role: OperatorRole
+    verb: str = ""  # what it asks for
+    peer: str = ""  # where it comes from
 
 
 class Authority:
@@ -113,7 +119,7 @@ class Authority:
 
     # --- join tokens ---
 
-    async def create_join_token(self, *, node: str = "", ttl_s: int = 0) -> str:
+    async def create_join_token(self, *, node: str = "", ttl_s: int = 0, commit: Commit | None = None) -> str:
         """The token's text, which is kept nowhere. `node` empty = good for any name; ttl_s 0 = an hour."""
         if node:
             identity.check_node_name(node)
@@ -126,7 +132,7 @@ class Authority:
             node=node,
             expires_at=self._clock.wall() + (ttl_s or JOIN_TOKEN_TTL_S),
         )
-        if not await self._store.commit(txns.put_if(keys.token(token.id), to_json(record), revision=0)):
+        if not await (commit or self._store.commit)(txns.put_if(keys.token(token.id), to_json(record), revision=0)):
             raise MoorageError("a join token of this id is there already", hint="Try again.")
         return token.text()
 
@@ -183,15 +189,14 @@ class Authority:
         return Operator(id=known.record.id, name=known.record.name, role=known.record.role)
 
 
-async def create_operator(store: Store, mirror: Mirror, name: str, role: OperatorRole, *, wall: float = 0.0) -> str:
-    """A new operator's token, which is kept nowhere. `mirror` is for symmetry with the other writers."""
-    del mirror
+async def create_operator(commit: Commit, name: str, role: OperatorRole, *, wall: float = 0.0) -> str:
+    """A new operator's token, which is kept nowhere."""
     if not name or len(name) > 80 or not name.isprintable():
         raise UserError("an operator's name must be 1 to 80 printable characters", object="name")
     token = identity.new_operator_token()
     secret_sha256 = identity.secret_sha256(token.secret)
     record = OperatorRecord(id=token.id, name=name, role=role, secret_sha256=secret_sha256, created_at=wall)
-    if not await store.commit(txns.put_if(keys.OPERATORS + token.id, to_json(record), revision=0)):
+    if not await commit(txns.put_if(keys.OPERATORS + token.id, to_json(record), revision=0)):
         raise MoorageError("an operator token of this id is there already", hint="Try again.")
     log.info("operator_created", name=name, role=role, id=token.id)
     return token.text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.clock import Clock
+from hub.audit import AuditTrail
 from hub.authority import Authority
 from hub.board import Board
 from hub.config import HubConfig
@@ -26,6 +27,7 @@ class Hub:
     client: EtcdClient
     mirror: Mirror
     store: Store
+    audit: AuditTrail
     authority: Authority
     secrets: Secrets
     liveness: Liveness

@@ -30,6 +30,7 @@ from core.log import EventLog, setup_logging
 from core.notify import READY, STOPPING, keep_alive, tell
 from core.records import MemberDesired, MemberSecrets
 from core.sealing import Sealer
+from hub.audit import AuditTrail
 from hub.authority import Authority
 from hub.board import Board
 from hub.config import HubConfig
@@ -216,6 +217,7 @@ async def assemble_hub(config: HubConfig, client: EtcdClient, mirror: Mirror) ->
         client=client,
         mirror=mirror,
         store=store,
+        audit=AuditTrail(client, store, clock),
         authority=await Authority.load_or_create(store, mirror, sealer, config, clock=clock),
         secrets=secrets,
         liveness=Liveness(clock),

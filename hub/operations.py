@@ -63,7 +63,7 @@ class Operations:
             gone = replace(known.record, deleting=True)
             return txns.put_if(keys.instance(ref), to_json(gone), revision=known.mod_revision)
 
-        if await settle(self._hub, judge, str(ref)):
+        if await settle(self._hub, operator, judge, str(ref)):
             await self._hub.events.emit("instance_deletion_requested", str(ref), f"by {operator.name}", "warning")
 
     async def delete_project(self, operator: Operator, name: str) -> None:
@@ -78,7 +78,7 @@ class Operations:
                 raise ConflictError(f"project still has {_some(left)}", object=name, hint="Delete them first.")
             return txns.delete_if(keys.project(name), revision=known.mod_revision)
 
-        await settle(self._hub, judge, name)
+        await settle(self._hub, operator, judge, name)
         await self._hub.events.emit("project_deleted", f"project/{name}", f"by {operator.name}")
 
     async def delete_node(self, operator: Operator, name: str) -> None:
@@ -103,7 +103,7 @@ class Operations:
             )
             return txns.all_of([txns.ModIs(keys.node(name), known.mod_revision)], doomed)
 
-        await settle(self._hub, judge, name)
+        await settle(self._hub, operator, judge, name)
         message = f"by {operator.name}, with {_some(left)} on it" if left else f"by {operator.name}"
         await self._hub.events.emit("node_removed", f"node/{name}", message, "warning")
 
@@ -120,7 +120,7 @@ class Operations:
             record = replace(known.record, restart_id=number)
             return txns.put_if(keys.instance(ref), to_json(record), revision=known.mod_revision)
 
-        await settle(self._hub, judge, str(ref))
+        await settle(self._hub, operator, judge, str(ref))
         await self._hub.events.emit("restart_requested", str(ref), f"by {operator.name}, number {number}")
         return number
 
@@ -161,12 +161,14 @@ class Operations:
             record = replace(known.record, cordoned=cordoned)
             return txns.put_if(keys.node(name), to_json(record), revision=known.mod_revision)
 
-        if await settle(self._hub, judge, name):
+        if await settle(self._hub, operator, judge, name):
             event = "node_cordoned" if cordoned else "node_uncordoned"
             await self._hub.events.emit(event, f"node/{name}", f"by {operator.name}")
 
     async def create_join_token(self, operator: Operator, *, node: str, ttl_s: int) -> str:
-        token = await self._hub.authority.create_join_token(node=node, ttl_s=ttl_s)
+        token = await self._hub.authority.create_join_token(
+            node=node, ttl_s=ttl_s, commit=lambda txn: self._hub.audit.commit(operator, f"node/{node or '*'}", txn)
+        )
         await self._hub.events.emit("join_token_created", f"node/{node or '*'}", f"by {operator.name}")
         return token
 
@@ -177,7 +179,9 @@ class Operations:
         if role not in ROLES:
             raise UserError(f"role {role!r} is not known", object="role", hint=f"Use one of {', '.join(ROLES)}.")
         hub = self._hub
-        text = await create_operator(hub.store, hub.mirror, name, ROLES[role], wall=hub.clock.wall())
+        text = await create_operator(
+            lambda txn: hub.audit.commit(operator, f"operator/{name}", txn), name, ROLES[role], wall=hub.clock.wall()
+        )
         token_id = parse_operator_token(text).id
         message = f"by {operator.name}: {role} {name}"
         await hub.events.emit("operator_token_created", f"operator/{token_id}", message, "warning")
@@ -202,7 +206,7 @@ class Operations:
             revoked[:] = [known.record]
             return txns.delete_if(keys.OPERATORS + known.record.id, revision=known.mod_revision)
 
-        await settle(self._hub, judge, token)
+        await settle(self._hub, operator, judge, token)
         (record,) = revoked
         message = f"by {operator.name}: {record.role} {record.name}"
         await self._hub.events.emit("operator_token_revoked", f"operator/{record.id}", message, "warning")
@@ -229,13 +233,13 @@ class Operations:
         return known
 
 
-async def settle(hub: Hub, judge: Callable[[], txns.Txn | None], name: str) -> bool:
-    """Judge and commit until it holds. False when there was nothing to do."""
+async def settle(hub: Hub, operator: Operator, judge: Callable[[], txns.Txn | None], name: str) -> bool:
+    """Judge and commit, in this operator's name, until it holds. False when there was nothing to do."""
     for _ in range(ATTEMPTS):
         txn = judge()
         if txn is None:
             return False
-        if await hub.store.commit(txn):
+        if await hub.audit.commit(operator, name, txn):
             return True
     raise ConflictError("others keep changing it", object=name, hint="Try again.")
 

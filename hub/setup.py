@@ -74,7 +74,7 @@ async def _admin_token(config: HubConfig, store: Store, mirror: Mirror, *, new_a
     path = config.admin_token_path
     if not new_admin and (path.exists() or mirror.operators):
         return False
-    token = await create_operator(store, mirror, "admin", "admin", wall=SystemClock().wall())
+    token = await create_operator(store.commit, "admin", "admin", wall=SystemClock().wall())
     write_file(path, token.encode() + b"\n", mode=0o600)
     log.info("admin_token_made", path=str(path))
     return True

@@ -73,7 +73,7 @@ class Wishes:
             _refuse(ref, obstacle(s, target))
             return replace(ha, switchover=request)
 
-        await self._change(ref, judge)
+        await self._change(operator, ref, judge)
         message = f"by {operator.name}, to {target or 'the best replica'}"
         await self._hub.events.emit("switchover_requested", str(ref), message)
         return Asked(id=request.id)
@@ -95,7 +95,7 @@ class Wishes:
             _refuse(ref, standing if standing is not None and standing.lasting else None)
             return replace(ha, scheduled=wish)
 
-        await self._change(ref, judge)
+        await self._change(operator, ref, judge)
         message = f"by {operator.name} for {moment(at)}, to {target or 'the best replica'}"
         await self._hub.events.emit("switchover_scheduled", str(ref), message)
         return Asked(id=wish.id, at=at)
@@ -113,7 +113,7 @@ class Wishes:
             taken[:] = [ha.scheduled]
             return replace(ha, scheduled=None)
 
-        await self._change(ref, judge)
+        await self._change(operator, ref, judge)
         (wish,) = taken
         message = f"by {operator.name}: it was scheduled by {wish.requested_by} for {moment(wish.at)}"
         await self._hub.events.emit("switchover_cancelled", str(ref), message)
@@ -157,7 +157,7 @@ class Wishes:
             # A switchover that is asked for as well would be another primary's business.
             return replace(with_line(ha, line), forced=order, switchover=None)
 
-        if await self._change(ref, judge):
+        if await self._change(operator, ref, judge):
             message = f"by {operator.name}, to {target} after term {after_term}: {loss}"
             await self._hub.events.emit("failover_forced", str(ref), message, "warning")
         return found
@@ -195,7 +195,7 @@ class Wishes:
             )  # fmt: skip
             return replace(with_line(ha, line), paused=True, paused_by=operator.name, paused_at=now, pause_reason=why)
 
-        if await self._change(ref, judge):
+        if await self._change(operator, ref, judge):
             await self._hub.events.emit("failover_paused", str(ref), f"by {operator.name}{_colon(why)}", "warning")
 
     async def resume(self, operator: Operator, ref: InstanceRef) -> None:
@@ -211,7 +211,7 @@ class Wishes:
             )  # fmt: skip
             return replace(with_line(ha, line), paused=False, paused_by="", paused_at=0.0, pause_reason="")
 
-        if await self._change(ref, judge):
+        if await self._change(operator, ref, judge):
             await self._hub.events.emit("failover_resumed", str(ref), f"by {operator.name}")
 
     # --- history ---
@@ -226,7 +226,9 @@ class Wishes:
 
     # --- the inside ---
 
-    async def _change(self, ref: InstanceRef, judge: Callable[[Situation, HaRecord], HaRecord | None]) -> bool:
+    async def _change(
+        self, operator: Operator, ref: InstanceRef, judge: Callable[[Situation, HaRecord], HaRecord | None]
+    ) -> bool:
         """Write what `judge` makes of the memory of leadership; False when it leaves it as it is."""
 
         def judged() -> txns.Txn | None:
@@ -236,7 +238,7 @@ class Wishes:
                 return None
             return txns.request_on_ha(ref, ha_revision=s.ha_revision, next_ha=next_ha)
 
-        return await settle(self._hub, judged, str(ref))
+        return await settle(self._hub, operator, judged, str(ref))
 
     def _look(self, ref: InstanceRef) -> tuple[Situation, HaRecord]:
         """The instance at this moment. ConflictError when it is being deleted or has no memory of leadership yet."""

@@ -158,7 +158,7 @@ demand_authentication() {
     within 120 healthy || die "etcd does not answer at 127.0.0.1:2379: are most of its members set up? journalctl -u etcd"
     etcdctl_as_root user list 2>/dev/null | grep -qx moorage-hub || {
         etcdctl_as_root role add moorage
-        etcdctl_as_root role grant-permission moorage readwrite --prefix /moorage/
+        etcdctl_as_root role grant-permission moorage readwrite --prefix /moorage
         etcdctl_as_root user add --no-password moorage-hub
         etcdctl_as_root user grant-role moorage-hub moorage
     } >/dev/null

@@ -16,6 +16,7 @@
     /moorage/tokens/<id>   /moorage/operators/<id>   /moorage/secrets/<project>.<instance>/<user>
     /moorage/hubs/<hub>    /moorage/claims/<work>           leased
     /moorage/events/<milliseconds>-<random>
+    /moorage-audit/head   /moorage-audit/entries/<number>   beside the rest: hubs do not keep it in memory
 
 Names in keys have passed `core.ids.check_name`; every prefix ends with `/`, so node-1 never matches node-10.
 """
@@ -46,6 +47,8 @@ SECRETS = ROOT + "secrets/"
 HUBS = ROOT + "hubs/"
 CLAIMS = ROOT + "claims/"
 EVENTS = ROOT + "events/"
+AUDIT_HEAD = "/moorage-audit/head"
+AUDIT = "/moorage-audit/entries/"
 
 
 def node(name: str) -> str:
@@ -113,6 +116,10 @@ def secrets(ref: InstanceRef) -> str:
 
 def secret(ref: InstanceRef, user: str) -> str:
     return secrets(ref) + user
+
+
+def audit(number: int) -> str:
+    return f"{AUDIT}{number:012d}"
 
 
 def hub(name: str) -> str:

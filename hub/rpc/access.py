@@ -8,6 +8,7 @@ the service asks once more with `may`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from core.clock import Clock
@@ -47,6 +48,7 @@ REQUIRED: Final[dict[str, OperatorRole]] = {
     "CreateOperatorToken": "admin",
     "ListOperatorTokens": "admin",
     "RevokeOperatorToken": "admin",
+    "ListAudit": "admin",
 }
 assert all(role in RANK for role in REQUIRED.values())
 
@@ -83,7 +85,7 @@ class Gate:
             if self._loggable.take(self._clock.now()):
                 log.warning("call_refused", verb=verb, peer=context.peer(), code=error.code)
             raise
-        return operator
+        return replace(operator, verb=verb, peer=context.peer())
 
 
 def _bearer(context: Context) -> str:

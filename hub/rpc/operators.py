@@ -131,7 +131,9 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     @translated
     async def GetCredentials(self, request: pb.GetCredentialsRequest, context: Context) -> pb.GetCredentialsResponse:
         operator = self._gate.admit(context, "GetCredentials")
-        found = self._operations.credentials(operator, _instance(request.name), request.user)
+        ref = _instance(request.name)
+        found = self._operations.credentials(operator, ref, request.user)
+        await self._hub.audit.note(operator, str(ref), f"password of {found.user}")
         return pb.GetCredentialsResponse(
             user=found.user,
             password=found.password,
@@ -231,6 +233,14 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         operator = self._gate.admit(context, "RevokeOperatorToken")
         revoked = await self._operations.revoke_operator_token(operator, request.token)
         return pb.RevokeOperatorTokenResponse(id=revoked.id, name=revoked.name)
+
+    @translated
+    async def ListAudit(self, request: pb.ListAuditRequest, context: Context) -> pb.ListAuditResponse:
+        self._gate.admit(context, "ListAudit")
+        if request.after < 0 or request.limit < 0:
+            raise UserError("must not be negative", object="after" if request.after < 0 else "limit")
+        entries, head = await self._hub.audit.read(after=request.after, limit=request.limit)
+        return pb.ListAuditResponse(entries=entries, head_seq=head.seq, head_sha256=head.sha256)
 
     # --- the inside ---
 

@@ -1136,3 +1136,57 @@ class WatchEventsResponse(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["event_json", b"event_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListAuditRequest(message.Message):
+    """Which entries of the audit trail."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    after: builtins.int
+    """Those numbered above."""
+    limit: builtins.int
+    """At most so many; 0 = as many as fit into one answer."""
+    def __init__(
+        self,
+        *,
+        after: builtins.int = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListAuditResponse(message.Message):
+    """Entries of the audit trail, oldest first."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    HEAD_SEQ_FIELD_NUMBER: builtins.int
+    HEAD_SHA256_FIELD_NUMBER: builtins.int
+    head_seq: builtins.int
+    """Number of the last entry of all; 0 = there is none."""
+    head_sha256: builtins.str
+    """SHA-256 of its text, in hex."""
+    @builtins.property
+    def entries(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Their texts to the byte, JSON: the chain is made of their SHA-256."""
+
+    def __init__(
+        self,
+        *,
+        entries: abc.Iterable[builtins.str] | None = ...,
+        head_seq: builtins.int = ...,
+        head_sha256: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["entries", b"entries", "head_seq", b"head_seq", "head_sha256", b"head_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

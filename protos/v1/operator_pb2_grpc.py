@@ -126,6 +126,11 @@ class OperatorServiceStub:
                 request_serializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenResponse.FromString,
                 _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/moorage.v1.OperatorService/ListAudit',
+                request_serializer=protos_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
+                _registered_method=True)
         self.GetCredentials = channel.unary_unary(
                 '/moorage.v1.OperatorService/GetCredentials',
                 request_serializer=protos_dot_v1_dot_operator__pb2.GetCredentialsRequest.SerializeToString,
@@ -274,6 +279,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAudit(self, request, context):
+        """Who changed what, entry by entry of the audit trail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCredentials(self, request, context):
         """How to connect to an instance, with a user's password.
         """
@@ -387,6 +399,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RevokeOperatorToken,
                     request_deserializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenRequest.FromString,
                     response_serializer=protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenResponse.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.ListAuditRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.ListAuditResponse.SerializeToString,
             ),
             'GetCredentials': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCredentials,
@@ -892,6 +909,33 @@ class OperatorService:
             '/moorage.v1.OperatorService/RevokeOperatorToken',
             protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenRequest.SerializeToString,
             protos_dot_v1_dot_operator__pb2.RevokeOperatorTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/ListAudit',
+            protos_dot_v1_dot_operator__pb2.ListAuditRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.ListAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

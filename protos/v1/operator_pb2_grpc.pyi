@@ -54,6 +54,8 @@ class OperatorServiceStub:
     """All operator tokens, without their secrets."""
     RevokeOperatorToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeOperatorTokenRequest, _operator_pb2.RevokeOperatorTokenResponse]
     """Makes an operator token worthless, at once and at every hub."""
+    ListAudit: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditRequest, _operator_pb2.ListAuditResponse]
+    """Who changed what, entry by entry of the audit trail."""
     GetCredentials: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetCredentialsRequest, _operator_pb2.GetCredentialsResponse]
     """How to connect to an instance, with a user's password."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.GetStatusResponse]
@@ -209,6 +211,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_operator_pb2.RevokeOperatorTokenRequest, _abc.Awaitable[_operator_pb2.RevokeOperatorTokenResponse]],
     ) -> _abc.Awaitable[_operator_pb2.RevokeOperatorTokenResponse]:
         """Makes an operator token worthless, at once and at every hub."""
+
+    @_abc_1.abstractmethod
+    def ListAudit(
+        self,
+        request: _operator_pb2.ListAuditRequest,
+        context: _aio.ServicerContext[_operator_pb2.ListAuditRequest, _abc.Awaitable[_operator_pb2.ListAuditResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.ListAuditResponse]:
+        """Who changed what, entry by entry of the audit trail."""
 
     @_abc_1.abstractmethod
     def GetCredentials(

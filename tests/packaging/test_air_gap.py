@@ -118,7 +118,7 @@ def a_machine_that_falls_silent_is_followed(alpha: Machine) -> None:
         return str(primaries[0]["node"]) if len(primaries) == 1 else ""
 
     if leader() == "alpha":
-        alpha.sh("moorctl instance switchover demo/orders --yes", within_s=120)
+        alpha.sh("moorctl instance switchover demo/orders", within_s=120)
     old = leader()
     assert old in {"beta", "gamma"}
     run(HOSTS, "kill", old)

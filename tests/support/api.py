@@ -113,7 +113,7 @@ class Api:
 
     async def operator(self, role: OperatorRole) -> str:
         """A fresh token of that role."""
-        return await create_operator(self.hub.store, self.hub.mirror, f"a-{role}", role)
+        return await create_operator(self.hub.store.commit, f"a-{role}", role)
 
     async def join_token(self, *, node: str = "", ttl_s: int = 0) -> str:
         answer = await self.call(pb.CreateJoinTokenRequest(node=node, ttl_s=ttl_s))

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _PATH = re.compile(r"`((?:hub|agent|proxy|cli|core|protos|tests|docs|systemd|packaging)/[\w./*-]+)`")
 _COMMAND = re.compile(r"^moorctl ((?:[a-z]+ ?){1,2})", re.MULTILINE)
+_TEST = re.compile(r"`(test_\w+)`")
+_DEFINED = re.compile(r"^\s*(?:async )?def (test_\w+)", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
@@ -22,6 +24,13 @@ def test_named_files_exist(document: Path) -> None:
     missing = [name for name in _PATH.findall(text) if not list(ROOT.glob(name.rstrip("/")))]
     missing += [link for link in _LINK.findall(text) if not (document.parent / link).exists()]
     assert not missing
+
+
+def test_tests_that_documents_name_exist() -> None:
+    defined = {name for path in (ROOT / "tests").rglob("test_*.py") for name in _DEFINED.findall(path.read_text())}
+    named = {name for document in DOCUMENTS for name in _TEST.findall(document.read_text())}
+    assert len(named) > 80
+    assert sorted(named - defined) == []
 
 
 def test_the_readmes_moorctl_commands_exist() -> None:
