@@ -273,6 +273,9 @@ class ServerLink(asyncio.Protocol):
             self._ready(now)
         else:
             requests.copy_asked = boundary.copy_asked
+            if requests.leaving and requests.copy_asked and client.sharing:
+                client.rested()  # who has said goodbye sends no data
+                return
             requests.unclear |= boundary.lost
             if idle and self.quiet:
                 self._rest()  # who wanted to ask may have found it half-way through a message

@@ -291,6 +291,36 @@ async def test_a_client_that_vanishes_in_a_transaction_takes_its_connection_alon
         assert await asking == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "answered"),
+    [
+        ([query("BEGIN"), query("INSERT INTO written VALUES (1)")], "Z"),
+        ([messages.parse(b"s", b"SELECT 1") + b"H\0\0\0\x04"], "1"),
+        ([query("COPY written FROM STDIN")], "G"),
+        ([query("COPY written FROM STDIN") + messages.TERMINATE], "G"),
+        ([query("BEGIN; INSERT INTO written VALUES (1)") + messages.TERMINATE], "Z"),
+        ([query("SELECT pg_sleep(0.05)") + messages.TERMINATE], "Z"),
+    ],
+    ids=["transaction", "no Sync", "COPY", "COPY at once", "transaction at once", "rested"],
+)
+async def test_a_goodbye_at_any_moment_is_followed_by_the_end(proxy, servers, said, answered):
+    """Some drivers wait for the server to close."""
+    m1 = servers[0]
+    await proxy.serve(m1, pooling=ALONE)
+    m1.value("TRUNCATE written")
+    one = await RawClient.connect(proxy.rw_port)
+    for words in said:
+        one.send(words)
+        await one.until(answered)
+    if not said[-1].endswith(messages.TERMINATE):
+        one.send(messages.TERMINATE)
+    async with asyncio.timeout(5):
+        assert await one.rest() == b""
+    one.close()
+    async with await proxy.connect() as other:
+        assert await value(other, "SELECT count(*) FROM written") == 0
+
+
 async def test_a_cancel_request_never_hits_the_next_client(proxy, servers):
     await proxy.serve(servers[0], pooling=ALONE)
     async with await proxy.connect() as other:
