@@ -72,8 +72,8 @@ def said_goodbye(session: Leaver, gate: Gate, data: bytes) -> bool:
 
 
 def leave_if_rested(session: Leaver, gate: Gate) -> None:
-    """One in transaction mode that has said goodbye. A transaction that is open then, an extended query without its Sync
-    and a COPY whose data will not come end with their connection, as they do at the server."""
+    """One in transaction mode that has said goodbye. A transaction that is open then, an extended query without its
+    Sync and a COPY whose data will not come end with their connection, as they do at the server."""
     requests = session.requests
     if requests.leaving and not session.waiting.holds and (requests.outstanding == 0 or requests.copy_asked):
         _ = left_server(session, gate)

@@ -272,13 +272,17 @@ class ServerLink(asyncio.Protocol):
         if boundary.readies:
             self._ready(now)
         else:
-            requests.copy_asked = boundary.copy_asked
-            if requests.leaving and requests.copy_asked and client.sharing:
-                client.rested()  # who has said goodbye sends no data
-                return
-            requests.unclear |= boundary.lost
-            if idle and self.quiet:
-                self._rest()  # who wanted to ask may have found it half-way through a message
+            self._go_on(rests=idle)
+
+    def _go_on(self, *, rests: bool) -> None:
+        """No request has been answered yet. `rests`: none was owed an answer."""
+        client, requests, boundary = self._client, self._requests, self._boundary
+        requests.copy_asked = boundary.copy_asked
+        requests.unclear |= boundary.lost
+        if requests.copy_asked and requests.leaving and client.sharing:
+            client.rested()  # who has said goodbye sends no data
+        elif rests and self.quiet:
+            self._rest()  # who wanted to ask may have found it half-way through a message
 
     def _ready(self, now: float) -> None:
         """At least one request has been answered."""

@@ -189,7 +189,10 @@ class Session(asyncio.Protocol):
         link = self._link
         if link is None or self._tls or self._ended or self.waiting.holds or left_server(self, self._gate):
             return False
-        if self.requests.leaving:  # the server ends by itself after a goodbye, unless it hangs
+        if self.sharing is not None:  # its server is for others as well, and is told nothing
+            self.requests.leaving = True
+            leave_if_rested(self, self._gate)
+        elif self.requests.leaving:  # the server ends by itself after a goodbye, unless it hangs
             self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.close)
         else:
             self.requests.leaving = True

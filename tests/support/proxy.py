@@ -390,7 +390,8 @@ async def lent_proxy(proxy: Proxy) -> AsyncIterator[Proxy]:
     try:
         yield proxy
         for event in ("client_task_failed", "callback_failed"):
-            assert proxy.events(event) == []
+            failed = proxy.events(event)
+            assert not failed, [one.get("traceback", one) for one in failed]
     finally:
         if proxy.process is not None and proxy.process.poll() is None:
             proxy.process.send_signal(signal.SIGCONT)
