@@ -221,6 +221,17 @@ class Reason(Enum):
     TELLS_OPENED = "leads, acknowledges commits, and tells how long that took"
     TOO_FEW_STANDBYS = "leads, but commits wait: too few standbys stream"
 
+    # leads a standby instance
+    STEADY_STANDBY = "leads a standby instance and follows its remote primary"
+    COPIES_REMOTE = "leads a standby instance and copies the remote primary's data"
+    STARTS_STANDBY = "leads a standby instance and starts its engine, as replica of the remote primary"
+    FOLLOWS_REMOTE = "leads a standby instance and turns to its remote primary"
+    REMOTE_SILENT = "leads a standby instance, waits for the stream from its remote primary"
+    PROMOTED_BY_HAND = (
+        "leads a standby instance whose engine was promoted by hand, and keeps it down; "
+        "promote the instance to go on with this data"
+    )
+
     # another member leads
     STEADY_REPLICA = "follows the leader"
     LEADER_UNKNOWN = "waits: the leader is not among the members"
@@ -245,6 +256,7 @@ class Reason(Enum):
     AWAITS_SUCCESSOR = "nobody leads, waits for the member that was handed the leadership"
     FORCED = "takes the leadership because an operator forced it to"
     AWAITS_FORCED = "nobody leads, waits for the member that an operator forced to lead"
+    COPIES_AGAIN = "takes the leadership of a standby instance whose data is lost, to copy it anew"
     PAUSED = "nobody leads, and automatic failover is paused"
     LEADS_AGAIN = "led last and takes the leadership again, for automatic failover is paused"
     NO_DATA = "nobody leads, and this member has no data to stand with"

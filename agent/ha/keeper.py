@@ -230,6 +230,8 @@ class Keeper:
     def _tell_if_opened(self, now: float) -> None:
         """Before anything else is done: clients wait for the new route, here and at every other node."""
         takeover, engine = self.takeover(), self.engine
+        if takeover is not None and self.instance is not None and self.instance.ha.standby:
+            takeover.still_standby(now)
         if takeover is not None and engine.state is EngineState.RUNNING and engine.role is Role.PRIMARY:
             takeover.seen_primary(now, acknowledges=acknowledges(engine.sync))
         writable = self.writable()
@@ -417,6 +419,7 @@ class Keeper:
             and self.node.clock.now() < lease.fence_at
             and self.operations.kind not in (OperationKind.FENCE, OperationKind.STOP)
             and not self.facts.closing
+            and not (self.instance is not None and self.instance.ha.standby)  # promoted by hand
         )
 
     def route(self) -> Route:

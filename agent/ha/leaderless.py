@@ -26,7 +26,16 @@ from agent.ha.actions import (
     StartReplica,
 )
 from agent.ha.election import BY_FORCE, Elected, Pending, Stuck, could_succeed, elect
-from agent.ha.premises import SOON_S, act, held_term, may_ask_peers, promise_is_void, retries_later, waits
+from agent.ha.premises import (
+    SOON_S,
+    act,
+    held_term,
+    is_standby,
+    may_ask_peers,
+    promise_is_void,
+    retries_later,
+    waits,
+)
 from agent.ha.view import EngineState, View
 from core.records import ForcedFailover, HaRecord
 from core.status import Role
@@ -79,13 +88,15 @@ def _not_able(view: View, now: float) -> Decision | None:
     whole of that, and stands until a later leader has a sync set on record."""
     engine, ha = view.engine, _ha(view)
     way_out = f"bring {ha.leader} back, or {BY_FORCE}"
+    if engine.state is EngineState.ABSENT and is_standby(view) and not could_succeed(ha, view.peers):
+        return act(Acquire(ha.term), Reason.COPIES_AGAIN, now, f"after term {ha.term}", warning=True)
     if engine.state is EngineState.ABSENT:
         return waits(view, now, Reason.NO_DATA, f"bring {ha.leader} back", warning=True)
     if engine.state is EngineState.UNRESPONSIVE:
         return act(Fence(), Reason.ENGINE_HUNG, now, warning=True)
     if engine.role is not Role.REPLICA and view.me not in {ha.leader, *(era.leader for era in ha.eras)}:
         return waits(view, now, Reason.OUTDATED, way_out, warning=True)
-    if ha.sync.mode == "async" and ha.leader != view.me and _lost_touch(view):
+    if ha.sync.mode == "async" and ha.leader != view.me and not is_standby(view) and _lost_touch(view):
         return waits(view, now, Reason.LOST_TOUCH, way_out, warning=True)
     return None
 

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from core.specs.common import Labels, Name, Size, Spec, check_unique
 from core.specs.proxy import ProxySpec
+from core.specs.standby import StandbySpec
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _RESERVED_USERS = frozenset({"postgres", "moorage", "moorage_replication"})
@@ -203,6 +204,10 @@ class InstanceSpec(Spec):
         default=(DatabaseSpec(name="app", owner="app"),), description="Databases"
     )
     proxy: ProxySpec = Field(default_factory=ProxySpec, description="How clients come in")
+    standby: StandbySpec | None = Field(
+        default=None,
+        description="The remote primary it follows, only for a new instance. Taken away = promoted, for good",
+    )
     deletion_protection: bool = Field(default=False, description="True: delete is refused until this is false")
 
     @field_validator("parameters")

@@ -41,6 +41,7 @@ REQUIRED: Final[dict[str, OperatorRole]] = {
     "PauseFailover": "operator",
     "ResumeFailover": "operator",
     "RestartInstance": "operator",
+    "PromoteInstance": "operator",
     "GetCredentials": "operator",
     "CordonNode": "admin",
     "CreateJoinToken": "admin",
