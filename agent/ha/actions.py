@@ -227,6 +227,8 @@ class Reason(Enum):
     STARTS_STANDBY = "leads a standby instance and starts its engine, as replica of the remote primary"
     FOLLOWS_REMOTE = "leads a standby instance and turns to its remote primary"
     REMOTE_SILENT = "leads a standby instance, waits for the stream from its remote primary"
+    PROBES_REMOTE = "leads a standby instance, does not stream, compares its history with the remote primary's"
+    REJOINS_REMOTE = "leads a standby instance, has log that the remote primary went on without, and copies it anew"
     PROMOTED_BY_HAND = (
         "leads a standby instance whose engine was promoted by hand, and keeps it down; "
         "promote the instance to go on with this data"

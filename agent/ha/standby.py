@@ -5,18 +5,31 @@ one to stream from. No election promotes it: as long as the memory of leadership
 `Promote` or to an engine started as primary. An operator ends that (`moorctl instance promote`): the hub takes
 `standby` out of that memory and of every member's desired state in one transaction, and `leading` does the rest.
 
-What is in the data belongs to the remote primary. So a copy that cannot go on, for lack of log there, is made anew. But
-an engine that somebody promoted by hand may hold writes of its own: it is stopped, and a person decides.
+What is in the data belongs to the remote primary. So a copy that cannot go on is made anew: for lack of log there, or
+because the remote primary was replaced by one that lacks the end of ours (that end is saved aside as a former primary's
+is). But an engine that somebody promoted by hand may hold writes of its own: it is stopped, and a person decides.
 """
 
 from __future__ import annotations
 
-from agent.ha.actions import Clone, Decision, Fence, Follow, Reason, RecordSystemId, Release, StartReplica
+from agent.ha.actions import (
+    Clone,
+    Decision,
+    Fence,
+    Follow,
+    ProbeTimeline,
+    Reason,
+    RecordSystemId,
+    Rejoin,
+    Release,
+    StartReplica,
+)
 from agent.ha.premises import UP, act, is_confirmed, retries_later, waits
-from agent.ha.view import EngineState, OperationKind, View
+from agent.ha.view import Engine, EngineState, OperationKind, View
 from core.records import REMOTE
 from core.status import Role
 
+PROBE_EVERY_S = 5.0
 CONNECT_S = 3.0  # the remote primary is far away: a stream is given so long before its absence is told as a warning
 
 
@@ -80,5 +93,17 @@ def _running(view: View, now: float) -> Decision:
     if engine.broken:
         copies = act(Clone(REMOTE), Reason.COPIES_REMOTE, now, engine.failure, warning=True)
         return (retries_later(view, now) if engine.failed is OperationKind.CLONE else None) or copies
+    if _went_on_without(engine):
+        rejoins = act(Rejoin(REMOTE), Reason.REJOINS_REMOTE, now, str(engine.position), warning=True)
+        return retries_later(view, now) or rejoins
     apart_s = now - view.not_streaming_since if view.not_streaming_since else 0.0
+    if apart_s >= CONNECT_S and now - view.probed_at >= PROBE_EVERY_S:
+        return act(ProbeTimeline(REMOTE), Reason.PROBES_REMOTE, now, _remote(view), warning=True)
     return waits(view, now, Reason.REMOTE_SILENT, _remote(view), warning=apart_s >= CONNECT_S)
+
+
+def _went_on_without(engine: Engine) -> bool:
+    """The remote primary's history left the own timeline before the own position: it was replaced by a server that did
+    not have everything that was sent here."""
+    left_at = [fork.lsn for fork in engine.leader_forks if fork.timeline == engine.position.timeline]
+    return any(engine.position.lsn > lsn for lsn in left_at)

@@ -17,16 +17,19 @@ from agent.ha.actions import (
     Fence,
     Follow,
     Initialise,
+    ProbeTimeline,
     Promote,
     Reason,
     RecordSync,
     RecordSystemId,
+    Rejoin,
     Release,
     StartPrimary,
     StartReplica,
 )
 from agent.ha.decide import decide
-from agent.ha.view import Engine, EngineState, Lease, OperationKind, View
+from agent.ha.view import Engine, EngineState, Fork, Lease, OperationKind, View
+from core.positions import Lsn
 from core.records import REMOTE, InstanceView, RemotePrimary, Replication
 from core.status import MemberState, Role
 from tests.support.builders import (
@@ -142,9 +145,26 @@ LEADING = [
     ),
     Case(
         "while the remote primary is away it is waited for, however long",
-        leads(replica(REMOTE, streaming=False), not_streaming_since=NOW - 3600),
+        leads(replica(REMOTE, streaming=False), not_streaming_since=NOW - 3600, probed_at=NOW - 1),
         Reason.REMOTE_SILENT,
         detail="far:5432",
+    ),
+    Case(
+        "now and then it is asked for its history",
+        leads(replica(REMOTE, streaming=False), not_streaming_since=NOW - 3600),
+        Reason.PROBES_REMOTE,
+        (ProbeTimeline(REMOTE),),
+    ),
+    Case(
+        "a new timeline of the remote primary's that has everything is followed by the engine itself",
+        leads(replica(REMOTE, streaming=False, leader_forks=(Fork(timeline=1, lsn=Lsn(1000)),)), probed_at=NOW),
+        Reason.REMOTE_SILENT,
+    ),
+    Case(
+        "one that lacks the end of the own log is copied anew",
+        leads(replica(REMOTE, streaming=False, leader_forks=(Fork(timeline=1, lsn=Lsn(999)),)), probed_at=NOW),
+        Reason.REJOINS_REMOTE,
+        (Rejoin(REMOTE),),
     ),
     Case(
         "what lacks log that the remote primary no longer has is copied anew",
