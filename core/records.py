@@ -178,6 +178,14 @@ class RemotePrimary:
         return ", ".join(self.hosts)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followers:
+    """Whom an instance lets replicate beside its members."""
+
+    user: str
+    networks: tuple[str, ...]  # CIDR
+
+
 REMOTE = "remote"  # where a member's name stands: the remote primary. Members are m1, m2, ...
 
 
@@ -215,6 +223,7 @@ class MemberDesired:
     allow: tuple[str, ...] = ()  # client networks in CIDR form; empty = any
     clients: ClientsDesired = field(default_factory=ClientsDesired)
     standby: RemotePrimary | None = None  # of a standby instance
+    followers: Followers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""What an instance follows when it is a standby: a PostgreSQL primary that is none of its own members."""
+"""Standby instances, from both sides: the remote primary that one follows, and whom an instance lets follow it."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Literal
 
@@ -11,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from core.specs.common import Spec, check_unique
 
 HOSTS_MAX = 8
+NETWORKS_MAX = 32
 CA_MAX = 32_768  # characters; travels to each member's node
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>[0-9]{1,5})")
 _ROLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -89,3 +91,22 @@ class StandbySpec(Spec):
         if self.ca and "-----BEGIN CERTIFICATE-----" not in self.ca:
             raise PydanticCustomError("ca", "ca: no PEM certificate is in it", {})
         return self
+
+
+class FollowersSpec(Spec):
+    """Standby instances elsewhere, or other servers, that may replicate from the members."""
+
+    user: str = Field(description="One of the declared users: the role that they log in as; it may replicate")
+    networks: tuple[str, ...] = Field(
+        min_length=1, max_length=NETWORKS_MAX, description="Where they come from, in CIDR form"
+    )
+
+    @field_validator("networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                raise PydanticCustomError("network", "{reason}", {"reason": str(error)}) from error
+        return value

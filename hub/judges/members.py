@@ -26,6 +26,7 @@ from itertools import islice
 from core.ids import InstanceRef
 from core.records import (
     DatabaseDesired,
+    Followers,
     HaRecord,
     InstanceRecord,
     LeadershipChange,
@@ -36,7 +37,7 @@ from core.records import (
     UserDesired,
 )
 from core.specs.instance import InstanceSpec, MemberSpec
-from core.specs.standby import StandbySpec
+from core.specs.standby import FollowersSpec, StandbySpec
 from core.status import MemberState
 from hub.history import with_line
 from hub.judges.clients import clients_of
@@ -141,7 +142,12 @@ def desired_member(
         allow=spec.proxy.allow,
         clients=clients_of(spec),
         standby=_remote(remote) if remote is not None else None,
+        followers=_followers(spec.followers) if spec.followers is not None else None,
     )
+
+
+def _followers(spec: FollowersSpec) -> Followers:
+    return Followers(user=spec.user, networks=spec.networks)
 
 
 def _remote(spec: StandbySpec) -> RemotePrimary:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from agent.engines.postgres.engine import PostgresEngine
-from core.records import REMOTE, MemberDesired, PeerMember, RemotePrimary, remote_peer
-from tests.support.postgres import Site, offers
+from core.errors import MoorageError
+from core.records import REMOTE, Followers, MemberDesired, PeerMember, RemotePrimary, remote_peer
+from tests.support.postgres import APP_PASSWORD, Site, offers
 from tests.support.proxy import Server, as_engine_user, running_servers
 from tests.support.waiting import eventually
 
@@ -107,3 +108,24 @@ async def test_timelines_of_the_remote_primary_are_followed_and_a_log_that_has_p
         assert "its former data is kept in" in said, said
         await streams(engine, 3)
         await eventually(lambda: rows(engine), lambda many: many == 21, within=20)
+
+
+async def test_an_instance_lets_a_declared_role_follow_it_from_its_networks_and_nobody_else(site: Site) -> None:
+    east, west = await site.primary("m1"), site.engine("m2")
+    site.sql("m1", "CREATE TABLE written (id int)", "INSERT INTO written VALUES (1)")
+    remote = RemotePrimary(hosts=(f"{site.address('m1')}:{site.port}",), user="app", sslmode="require")
+    west.update(replace(site.desired("m2"), standby=remote), replace(site.secrets(), remote_password=APP_PASSWORD))
+    with pytest.raises(MoorageError, match=r"no pg_hba\.conf entry"):
+        await west.clone(remote_peer(remote))
+    let_in = Followers(user="app", networks=("127.0.0.0/8",))
+    east.update(replace(site.desired("m1"), followers=let_in), site.secrets())
+    assert await east.converge()
+    await west.clone(remote_peer(remote))
+    await west.start_replica(remote_peer(remote))
+    await streams(west, 1)
+
+    # promoted, it has the roles that it needs
+    west.update(site.desired("m2"), site.secrets())
+    await west.promote()
+    assert await west.converge()
+    assert site.sql("m2", "INSERT INTO written VALUES (2)", "SELECT count(*) FROM written") == [(2,)]

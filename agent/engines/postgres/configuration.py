@@ -154,7 +154,11 @@ class Configuration:
             hba.Neighbour(node=p.node, address=p.address, tls=p.engine_tls) for p in member.peers if p.address
         ]
         return hba.render_hba(
-            own_address=member.setup.address, neighbours=neighbours, tls=member.tls, user=member.replication_user
+            own_address=member.setup.address,
+            neighbours=neighbours,
+            tls=member.tls,
+            user=member.replication_user,
+            followers=member.desired.followers,
         )
 
     def _ident(self) -> str:

@@ -3,6 +3,8 @@
 - The agent, over the Unix socket, by its operating system user. Nobody else comes in there.
 - Other members as the replication user, for streaming, cloning, rewinding and asking about timelines: by their node's
   certificate where both ends have TLS, by password where one has not.
+- Followers (standby instances elsewhere) as the role that is declared for them, from the networks that are, by password
+  and TLS where we have it; for streaming and copying only.
 - Clients only through the proxies, which run on the nodes of the members, by the password that they have proved there.
   From another node a proxy comes by TLS with its node's certificate, where both have TLS. The superuser not at all.
 
@@ -17,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.engines.postgres.member import REPLICATION_USER, SUPERUSER
+from core.records import Followers
 
 LOCAL_MAP = "moorage_local"
 NODES_MAP = "moorage_nodes"
@@ -32,7 +35,14 @@ class Neighbour:
     tls: bool
 
 
-def render_hba(*, own_address: str, neighbours: Iterable[Neighbour], tls: bool, user: str = REPLICATION_USER) -> str:
+def render_hba(
+    *,
+    own_address: str,
+    neighbours: Iterable[Neighbour],
+    tls: bool,
+    user: str = REPLICATION_USER,
+    followers: Followers | None = None,
+) -> str:
     """pg_hba.conf; the first line that fits decides. `user`: by whom other members come in; a standby instance has only
     the remote primary's roles."""
     neighbours = tuple(neighbours)
@@ -43,6 +53,9 @@ def render_hba(*, own_address: str, neighbours: Iterable[Neighbour], tls: bool, 
     ]
     for neighbour in neighbours:
         lines += [line for net in _networks(neighbour.address) for line in _replication(net, neighbour, tls, user)]
+    if followers is not None:
+        kind = "hostssl" if tls else "host"
+        lines += [f"{kind} replication {followers.user} {net} scram-sha-256" for net in followers.networks]
     barred = ",".join(dict.fromkeys([SUPERUSER, REPLICATION_USER, _quoted(user)]))
     lines.append(f"host all {barred} all reject")
     lines += [f"host all all {net} scram-sha-256" for net in _networks(own_address)]
