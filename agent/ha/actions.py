@@ -252,6 +252,7 @@ class Reason(Enum):
 
     # nobody leads
     BOOTSTRAPS = "takes the leadership of a new instance to initialise it"
+    BOOTSTRAPS_STANDBY = "takes the leadership of a new standby instance to copy the remote primary's data"
     WAITS_FOR_BOOTSTRAP = "waits for the first member to initialise the instance"
     RESUMES = "is the primary still and takes the leadership again"
     SUCCEEDS = "was handed the leadership and takes it"

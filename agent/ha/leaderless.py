@@ -73,7 +73,8 @@ def _bootstrap(view: View, now: float) -> Decision:
     ha = _ha(view)
     if ha.bootstrap != view.me:
         return waits(view, now, Reason.WAITS_FOR_BOOTSTRAP, ha.bootstrap)
-    return act(Acquire(ha.term), Reason.BOOTSTRAPS, now, f"after term {ha.term}")
+    reason = Reason.BOOTSTRAPS_STANDBY if is_standby(view) else Reason.BOOTSTRAPS
+    return act(Acquire(ha.term), reason, now, f"after term {ha.term}")
 
 
 def _is_still_primary(view: View, now: float) -> bool:
@@ -96,7 +97,7 @@ def _not_able(view: View, now: float) -> Decision | None:
         return act(Fence(), Reason.ENGINE_HUNG, now, warning=True)
     if engine.role is not Role.REPLICA and view.me not in {ha.leader, *(era.leader for era in ha.eras)}:
         return waits(view, now, Reason.OUTDATED, way_out, warning=True)
-    if ha.sync.mode == "async" and ha.leader != view.me and not is_standby(view) and _lost_touch(view):
+    if ha.sync.mode == "async" and ha.leader != view.me and _lost_touch(view):
         return waits(view, now, Reason.LOST_TOUCH, way_out, warning=True)
     return None
 
@@ -155,6 +156,8 @@ def _paused(view: View, now: float) -> Decision | None:
 
 def _lost_touch(view: View) -> bool:
     """The stream ended longer ago than a lease lasts, so the leader went on without this member for a while."""
+    if is_standby(view):
+        return False  # what it lacks is at the remote primary
     if view.streamed_at is None:
         return False  # this agent is younger than the leadership's end, or has never seen a stream: nothing is known
     return view.leaderless_since - view.streamed_at > view.ttl_s + TOUCH_S

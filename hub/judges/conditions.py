@@ -136,6 +136,9 @@ def _replicas_available(s: Situation, found: Sequence[Finding]) -> Condition:
 
 def _replicating(s: Situation, found: Sequence[Finding]) -> Condition:
     type_ = ConditionType.REPLICATING
+    if s.wanted <= 1 and s.leader is not None and s.ha is not None and s.ha.standby:
+        good = ("Streaming", f"{s.leader_name} streams from the remote primary")
+        return _condition(type_, _only(found, type_), good)
     if s.wanted <= 1:
         return Condition(type=type_, status=True, reason="NoneWanted", message="the spec asks for no replica")
     if s.leader is None:

@@ -71,6 +71,8 @@ def _nobody_leads(s: Situation, now: float) -> Finding:
         first = ha.bootstrap if ha is not None else ""
         who = next((current.place for current in s.members if current.name == first), "the first member")
         message = f"the database is not initialised yet; {who} does it"
+        if ha is not None and ha.standby:
+            message = f"the remote primary's data is not copied yet; {who} does it"
         return Finding(type=ConditionType.PRIMARY_AVAILABLE, reason="NotInitialised", message=message, broken=False)
     if ha.switchover is not None and now - _without_primary_since(s, now) <= SWITCHOVER_GRACE_S:
         text = f"the primary moves from {ha.leader} to {ha.switchover.target or 'the best replica'}, as asked"

@@ -219,6 +219,12 @@ LEADING = [
     ),
 ]
 OTHERS = [
+    Case(
+        "the bootstrap member takes the leadership of a new standby instance",
+        as_candidate(me="m1", engine=ABSENT, instance=following(leader="", term=0, system_id="")),
+        Reason.BOOTSTRAPS_STANDBY,
+        (Acquire(0),),
+    ),
     Case("the others stream from the standby leader", other(), Reason.STEADY_REPLICA, detail="m1"),
     Case("they copy from it, though it is a replica", other(engine=ABSENT), Reason.CLONES, (Clone("m1"),)),
     Case(
