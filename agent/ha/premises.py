@@ -102,8 +102,9 @@ def data_is_foreign(view: View) -> bool:
 
 
 def is_standby(view: View) -> bool:
-    """The instance follows a remote primary, and no member accepts writes."""
-    return view.instance is not None and view.instance.ha.standby
+    """The instance follows a remote primary, and no member accepts writes. One transaction takes both marks away; were
+    one of them lost (a hub of an older version drops fields that it does not know), nobody is promoted for that."""
+    return view.desired.standby is not None or (view.instance is not None and view.instance.ha.standby)
 
 
 def runs_as_primary(view: View, member: str) -> bool:

@@ -212,6 +212,16 @@ LEADING = [
         Reason.LEASE_UNCONFIRMED,
     ),
     Case(
+        "a memory of leadership that has lost the mark promotes nobody",
+        leads(replica(REMOTE), instance=following(standby=False)),
+        Reason.STEADY_STANDBY,
+    ),
+    Case(
+        "nor does a desired state that has",
+        leads(replica(REMOTE), desired=desired()),
+        Reason.STEADY_STANDBY,
+    ),
+    Case(
         "once the instance is promoted the leader is",
         leads(replica(REMOTE), desired=desired(), instance=following(standby=False)),
         Reason.PROMOTES,
