@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.records import InstanceView, MemberDesired, PeerMember
+from core.records import REMOTE, InstanceView, MemberDesired, PeerMember
 from core.routes import Endpoint, Route
 from core.status import MemberState, Role
 
@@ -53,6 +53,7 @@ def route_of(
         pools=desired.clients.pools,
         slow_query_ms=desired.clients.slow_query_ms,
         observers=desired.clients.observers,
+        follows=str(desired.standby) if desired.standby and view and view.ha.standby else "",
     )
 
 
@@ -86,7 +87,9 @@ def _readers(view: InstanceView) -> tuple[Endpoint, ...]:
 
 def _serves_reads(member: PeerMember, view: InstanceView) -> bool:
     """A running replica on a node that is heard of. While nobody leads it may still serve what it has."""
-    follows = view.leader is None or member.streaming_from in ("", view.leader.member, member.upstream)
+    if view.ha.standby and member.alive and member.role is Role.REPLICA and member.state is MemberState.LAGGING:
+        return view.leader is not None and view.leader.member == member.member  # without the remote primary it reads on
+    follows = view.leader is None or member.streaming_from in ("", view.leader.member, member.upstream, REMOTE)
     return member.alive and member.role is Role.REPLICA and member.state is MemberState.RUNNING and follows
 
 

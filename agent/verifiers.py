@@ -58,7 +58,7 @@ class Desk:
         return Declared(
             passwords={
                 str(member.ref.instance): Passwords(
-                    mock_secret=mock_secret(member.secrets), verifiers=dict(member.secrets.verifiers)
+                    mock_secret=mock_secret(member.secrets), verifiers=_declared(member)
                 )
                 for member in self._members.values()
                 if not member.deleted
@@ -137,6 +137,12 @@ class Conversation:
                         self._say(answer)
         finally:
             self._busy.discard(instance)
+
+
+def _declared(member: Kept) -> dict[str, str]:
+    """The roles of a standby instance have the passwords that they have at its remote primary: its engine is asked."""
+    standby = member.instance is not None and member.instance.ha.standby
+    return {} if standby else dict(member.secrets.verifiers)
 
 
 def _is_text(user: str) -> bool:

@@ -210,6 +210,11 @@ class Client:
         answer = await self._call(lambda stub: stub.GetHistory, pb.GetHistoryRequest(name=name, limit=limit))
         return [_mapping(text) for text in answer.entries_json]
 
+    async def promote(self, name: str) -> int:
+        """Generation from which on the instance follows nobody."""
+        request = pb.PromoteInstanceRequest(name=name)
+        return (await self._call(lambda stub: stub.PromoteInstance, request, repeatable=False)).generation
+
     async def restart(self, name: str) -> int:
         """Number of the restart."""
         request = pb.RestartInstanceRequest(name=name)

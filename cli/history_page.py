@@ -24,6 +24,7 @@ _HEADLINES: Mapping[str, str] = {
     "forced": "{member} took the leadership by force",
     "paused": "automatic failover was paused",
     "resumed": "automatic failover was resumed",
+    "unbound": "the standby instance was promoted",
 }
 Entry = Mapping[str, Any]
 

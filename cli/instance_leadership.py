@@ -1,4 +1,5 @@
-"""`moorctl instance switchover, failover, pause, resume, history`: who leads, by a person's wish, and who led and why.
+"""`moorctl instance switchover, failover, pause, resume, promote, history`: who leads by a person's wish, who led and
+why.
 
 A time for a switchover is written as people say it: `+10m`, `02:30` (the next one on this machine's clock), or in
 full. What was understood is said back. A forced failover is asked for in two steps: what it would lose is shown
@@ -19,7 +20,7 @@ from cli.client import Client
 from cli.instance import checked_name, name_argument
 from cli.session import Seconds, Session, Verb, confirm_by_name, pass_session, tell
 from core.clock import iso, moment
-from core.errors import MoorageError, UserError
+from core.errors import ConflictError, MoorageError, UserError
 
 _CLOCK = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
 
@@ -221,6 +222,56 @@ def resume(session: Session, name: str) -> None:
     tell(session, {"name": checked, "paused": False}, f"instance {checked}: automatic failover is on")
 
 
+# --- promotion ------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=Verb)
+@name_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@wait_options[0]
+@wait_options[1]
+@pass_session
+def promote(session: Session, name: str, yes: bool, wait: bool, timeout: float) -> None:
+    """Make an ordinary instance of a standby instance: it follows its remote primary no longer and accepts writes.
+
+    The remote primary is not stopped by this: see to it that nobody writes there any more. It cannot be taken back.
+    """
+    checked = checked_name(name)
+    found = session.run(lambda client: client.get("Instance", checked))
+    if not isinstance(found.status.get("standby"), dict):
+        raise ConflictError("is no standby instance: it follows no remote primary", object=checked)
+    for line in promotion_lines(checked, found.status["standby"]):
+        output.note(line)
+    confirm_by_name("This cannot be taken back.", checked, yes=yes)
+
+    async def work(client: Client) -> int:
+        generation = await client.promote(checked)
+        if wait:
+            goal = progress.running(checked, generation)
+            await progress.wait_for(client, [goal], timeout_s=timeout, clock=session.clock)
+        return generation
+
+    generation = session.run(work)
+    page = {"name": checked, "generation": generation, "promoted": wait}
+    tell(session, page, f"instance {checked} {'is promoted: it accepts writes' if wait else 'is being promoted'}")
+
+
+def promotion_lines(name: str, standby: dict[str, Any]) -> tuple[str, ...]:
+    """What a person should know before."""
+    whom = output.plain(", ".join(str(host) for host in standby.get("hosts") or []) or "its remote primary")
+    lag = standby.get("lag_bytes")
+    if not standby.get("streaming"):
+        behind = "it does not stream, so nobody knows how much it lacks"
+    elif lag is None:
+        behind = "how far behind it is is not known at this moment"
+    else:
+        behind = f"by the last heartbeat it has yet to replay {output.size(lag)} of what it knows of"
+    return (
+        f"{name} follows {whom}; {behind}. Commits that have not come over are not in it.",
+        f"{whom} is not stopped or fenced by Moorage: make sure that nobody writes there any more.",
+    )
+
+
 # --- history --------------------------------------------------------------------------------------------------------
 
 
@@ -246,4 +297,4 @@ def _term(page: dict[str, Any]) -> int:
     return int((page.get("ha") or {}).get("term") or 0)
 
 
-COMMANDS: tuple[click.Command, ...] = (switchover, failover, pause, resume, history)  # of the noun `instance`
+COMMANDS: tuple[click.Command, ...] = (switchover, failover, pause, resume, promote, history)  # of the noun `instance`

@@ -38,7 +38,7 @@ def row(one: Thing, wall: float) -> list[object]:
         Cell(f"{well}/{len(members)}", None if well == len(members) else "warn"),
         f"{one.spec.get('engine', '')} {', '.join(versions)}".strip() or "-",
         output.age(page.get("created_at"), wall=wall),
-        progress.worst_condition(page),
+        progress.worst_condition(page) or (f"standby {standby}" if (standby := standby_text(page)) else ""),
     ]
 
 
@@ -55,6 +55,8 @@ def show(found: Thing, wall: float) -> None:
     output.say(f"phase:       {output.tone(phase, phase.how or 'bold')} for {output.age(page.get('since'), wall=wall)}")
     output.say(f"generation:  {generation}{'' if generation == observed else f' (members are at {observed})'}")
     output.say(f"replication: {replication_text(found.spec)}")
+    if standby := standby_text(page):
+        output.say(f"standby:     {standby}")
     for line in leadership_lines(page, wall):
         output.say(line)
     if found.spec.get("deletion_protection"):
@@ -65,6 +67,17 @@ def show(found: Thing, wall: float) -> None:
     _show_members(progress.members_of(page), wall)
     _show_conditions(page, wall)
     _show_history(page, wall)
+
+
+def standby_text(page: dict[str, Any]) -> str:
+    """Such as `of db1:5432, lag 12.0Ki`; empty of an instance that follows nobody."""
+    standby = page.get("standby")
+    if not isinstance(standby, dict):
+        return ""
+    whom = output.plain(", ".join(str(host) for host in standby.get("hosts") or []) or "a remote primary")
+    if not standby.get("streaming"):
+        return f"of {whom}, not streaming"
+    return f"of {whom}, lag {output.size(standby.get('lag_bytes'))}"
 
 
 def replication_text(spec: dict[str, Any]) -> str:

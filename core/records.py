@@ -165,6 +165,31 @@ class ClientsDesired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemotePrimary:
+    """Whom a standby instance follows: a PostgreSQL that is none of its members. The password travels apart."""
+
+    hosts: tuple[str, ...]  # host:port
+    user: str
+    sslmode: str = "prefer"
+    ca: str = ""  # PEM
+    slot: str = ""  # empty = none
+
+    def __str__(self) -> str:
+        return ", ".join(self.hosts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followers:
+    """Whom an instance lets replicate beside its members."""
+
+    user: str
+    networks: tuple[str, ...]  # CIDR
+
+
+REMOTE = "remote"  # where a member's name stands: the remote primary. Members are m1, m2, ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemberDesired:
     """members/<node>/<project>.<instance>.<member>: the agent's whole input for one member."""
 
@@ -197,6 +222,8 @@ class MemberDesired:
     client_tls: TlsMode = "prefer"
     allow: tuple[str, ...] = ()  # client networks in CIDR form; empty = any
     clients: ClientsDesired = field(default_factory=ClientsDesired)
+    standby: RemotePrimary | None = None  # of a standby instance
+    followers: Followers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +231,7 @@ class MemberSecrets:
     """Travels in the poll answer only; in etcd it lies sealed, on the node in a file of mode 0600. No repr."""
 
     replication_password: str = field(default="", repr=False)
+    remote_password: str = field(default="", repr=False)  # at the remote primary of a standby instance
     verifiers: dict[str, str] = field(default_factory=dict, repr=False)  # user -> SCRAM-SHA-256$...
 
 
@@ -331,7 +359,8 @@ class StepTaken:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeadershipChange:
     """One line of an instance's history. `kind`: led, released, opened (for writes), switchover_ended, ordered (a
-    forced failover), forced (led by such an order), paused, resumed; empty in what older versions wrote."""
+    forced failover), forced (led by such an order), paused, resumed, unbound (from its remote primary: a standby
+    instance was promoted); empty in what older versions wrote."""
 
     term: int
     member: str
@@ -362,6 +391,7 @@ class HaRecord:
     switchover: SwitchoverRequest | None = None
     scheduled: ScheduledSwitchover | None = None
     forced: ForcedFailover | None = None
+    standby: bool = False  # follows a remote primary: no member accepts writes. Once false it stays so
     paused: bool = False  # no automatic failover
     paused_by: str = ""
     paused_at: float = 0.0
@@ -417,6 +447,21 @@ class PeerMember:
     clone_source: bool = False
     read_weight: int = 1
     upstream: str = ""  # cascading: the member it is to stream from; such a member is in no sync set
+
+
+def remote_peer(remote: RemotePrimary) -> PeerMember:
+    """The remote primary in a peer's place: whom a standby leader copies and streams from. Where it is, is told by its
+    connection string."""
+    return PeerMember(
+        member=REMOTE,
+        node=str(remote),
+        address="",
+        engine_port=0,
+        peer_port=0,
+        alive=True,
+        state=MemberState.RUNNING,
+        role=Role.PRIMARY,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

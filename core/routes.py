@@ -85,6 +85,7 @@ class Route:
     idle_transaction_s: float = 0.0  # the same, inside of one; 0 = never
     slow_query_ms: int = 0  # what took longer is logged; 0 = nothing is
     observers: tuple[str, ...] = ()  # users that may ask the proxy's own database
+    follows: str = ""  # the remote primary of a standby instance: no member accepts writes
 
     def pooling_of(self, user: str, database: str) -> Pooling:
         for rule in self.pools:

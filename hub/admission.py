@@ -186,6 +186,7 @@ def _plan_instance(document: InstanceSpec, world: World, *, wall: float) -> Plan
     _check_region(document, project, ref)
     spec = document.model_dump(mode="json")
     known = world.instances.get(ref)
+    _check_standby(document, ref, known)
     _check_members(document, ref, there=world.members.get(ref, frozenset()), known=known)
     if known is None:
         defaults = InstanceSpec(project=document.project, name=document.name).model_dump(mode="json")
@@ -242,6 +243,20 @@ def _check_members(document: InstanceSpec, ref: InstanceRef, *, there: Set[str],
         upstream = member.upstream
         if upstream is not None and upstream not in names and (before.get(name) or {}).get("upstream") != upstream:
             raise _unknown_member(f"members.{name}.upstream", upstream, ref, there, count)
+
+
+def _check_standby(document: InstanceSpec, ref: InstanceRef, known: InstanceRecord | None) -> None:
+    """Only a new instance can begin to follow somebody: its data are a copy."""
+    if document.standby is None:
+        return
+    if known is not None and not known.spec.get("standby"):
+        raise ConflictError(
+            "standby: cannot be added to an instance that is there: its data would be replaced by a copy",
+            object=str(ref),
+            hint="Make another instance with it.",
+        )
+    if known is None and document.standby.password is None:
+        raise UserError(f"standby.password: that of {document.standby.user} is needed to begin with", object=str(ref))
 
 
 def _unknown_member(path: str, name: str, ref: InstanceRef, there: Set[str], count: int) -> UserError:

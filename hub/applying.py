@@ -16,6 +16,7 @@ from core.errors import ConflictError, MoorageError, UserError
 from core.ids import InstanceRef
 from core.records import InstanceRecord, NodeRecord, ProjectRecord, to_json
 from core.specs import Document, parse_json
+from core.specs.instance import InstanceSpec
 from hub.admission import MAX_DOCUMENTS, Planned, World, plan
 from hub.authority import Operator
 from hub.context import Hub
@@ -59,6 +60,8 @@ class Applier:
             world = world_of(self._hub.mirror)
             steps = plan(documents, world, wall=self._hub.clock.wall(), create_only=create_only)
             txn = _transaction(steps, self._hub.mirror)
+            if not dry_run:
+                await self._keep_remote_passwords(documents)
             if dry_run or not txn.then:
                 return steps
             await self._ensure_passwords(steps)
@@ -72,6 +75,14 @@ class Applier:
             if isinstance(step.record, InstanceRecord):
                 ref = InstanceRef(step.record.project, step.record.name)
                 await self._hub.secrets.ensure(ref, [user["name"] for user in step.record.spec["users"]])
+
+    async def _keep_remote_passwords(self, documents: Sequence[Document]) -> None:
+        """They are no part of what is stored as a document."""
+        for document in documents:
+            if isinstance(document, InstanceSpec) and document.standby is not None and document.standby.password:
+                await self._hub.secrets.keep_remote(
+                    InstanceRef(document.project, document.name), document.standby.password
+                )
 
     async def _tell(self, operator: Operator, steps: Sequence[Planned]) -> None:
         for step in steps:

@@ -238,7 +238,8 @@ async def assemble_hub(config: HubConfig, client: EtcdClient, mirror: Mirror) ->
 
 def _secrets_of(secrets: Secrets, member: MemberDesired) -> MemberSecrets:
     ref = InstanceRef(member.project, member.instance)
-    return secrets.member_secrets(ref, [user.name for user in member.users])
+    users = [user.name for user in member.users]
+    return secrets.member_secrets(ref, users, standby=member.standby is not None)
 
 
 def _forget_leavers(hub: Hub, changes: Changes) -> None:

@@ -124,6 +124,27 @@ class Operations:
         await self._hub.events.emit("restart_requested", str(ref), f"by {operator.name}, number {number}")
         return number
 
+    async def promote(self, operator: Operator, ref: InstanceRef) -> int:
+        """End that a standby instance follows its remote primary; returns the generation from which on that holds."""
+        generation = 0
+
+        def judge() -> txns.Txn:
+            nonlocal generation
+            known, ha = live_instance(self._hub, ref), self._hub.mirror.ha.get(ref)
+            if not known.record.spec.get("standby"):
+                raise ConflictError("is no standby instance: it follows no remote primary", object=str(ref))
+            if ha is None or not ha.record.system_id:
+                hint = "Wait until it is Running; or delete it, and create an ordinary instance."
+                raise ConflictError("has not copied the remote primary's data yet", object=str(ref), hint=hint)
+            generation = known.record.generation + 1
+            record = replace(known.record, spec={**known.record.spec, "standby": None}, generation=generation)
+            return txns.put_if(keys.instance(ref), to_json(record), revision=known.mod_revision)
+
+        await settle(self._hub, operator, judge, str(ref))
+        message = f"by {operator.name}: it follows its remote primary no longer"
+        await self._hub.events.emit("promotion_requested", str(ref), message, "warning")
+        return generation
+
     def credentials(self, operator: Operator, ref: InstanceRef, user: str) -> Credentials:
         """How to connect as the user (empty = the first declared one). ConflictError until the instance is placed."""
         record = live_instance(self._hub, ref).record

@@ -25,6 +25,7 @@ from hub.etcd.mirror import Mirror
 from hub.etcd.store import Store
 
 REPLICATION_USER = "moorage_replication"
+REMOTE_SECRET = "remote-primary"  # noqa: S105 - a name; no user can be called so
 _ALPHABET = string.ascii_letters + string.digits  # no quoting in any shell, URL or connection string
 _PASSWORD_CHARS = 24  # 142 bits
 
@@ -54,12 +55,21 @@ class Secrets:
         """The password of a user; NotFoundError when there is none."""
         return self._opened(ref, user)["password"]
 
-    def member_secrets(self, ref: InstanceRef, users: Sequence[str]) -> MemberSecrets:
+    def member_secrets(self, ref: InstanceRef, users: Sequence[str], *, standby: bool = False) -> MemberSecrets:
         """What a member's node gets. A user without a secret yet is left out, and comes with the next change."""
         known = self._mirror.secrets.get(ref, {})
         replication = self._opened(ref, REPLICATION_USER)["password"] if REPLICATION_USER in known else ""
         verifiers = {user: self._opened(ref, user)["verifier"] for user in users if user in known}
-        return MemberSecrets(replication_password=replication, verifiers=verifiers)
+        remote = self._opened(ref, REMOTE_SECRET)["password"] if standby and REMOTE_SECRET in known else ""
+        return MemberSecrets(replication_password=replication, verifiers=verifiers, remote_password=remote)
+
+    async def keep_remote(self, ref: InstanceRef, password: str) -> None:
+        """The password at the remote primary of a standby instance, which the operator has given."""
+        if REMOTE_SECRET in self._mirror.secrets.get(ref, {}) and self.password(ref, REMOTE_SECRET) == password:
+            return
+        key = keys.secret(ref, REMOTE_SECRET)
+        sealed = self._sealer.seal(json.dumps({"password": password, "verifier": ""}).encode(), key)
+        await self._store.commit(txns.all_of([], [txns.Put(key, sealed)]))
 
     def _new_sealed(self, key: str) -> bytes:
         password = "".join(secrets.choice(_ALPHABET) for _ in range(_PASSWORD_CHARS))

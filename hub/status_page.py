@@ -15,6 +15,7 @@ from core.clock import iso
 from core.ids import InstanceRef, MemberRef
 from core.positions import Lsn
 from core.records import (
+    REMOTE,
     HaRecord,
     HubRecord,
     InstanceRecord,
@@ -202,10 +203,27 @@ def instance_page(scene: Scene, ref: InstanceRef) -> Page:
             for condition in status.conditions
         ],
         "primary": status.primary,
+        "standby": _standby(scene, ref, record, ha.record if ha is not None else None),
         "leader": _leader(leader.record) if leader is not None else None,
         "members": [member_page(scene, node, member) for node, member in placed],
         "endpoints": _endpoints(status, hosts(scene, ref)),
         "ha": _ha(ha.record) if ha is not None else None,
+    }
+
+
+def _standby(scene: Scene, ref: InstanceRef, record: InstanceRecord, ha: HaRecord | None) -> Page | None:
+    """Whom a standby instance follows, through which member and how far behind; None of any other instance."""
+    if ha is None or not ha.standby:
+        return None
+    leader = scene.contents.leaders.get(ref)
+    placed = scene.where.of_instance.get(ref, ())
+    leads = [pair for pair in placed if leader is not None and pair[1].member == leader.record.member]
+    page = member_page(scene, *leads[0]) if leads else {}
+    return {
+        "hosts": list((record.spec.get("standby") or {}).get("hosts") or ()),
+        "member": page.get("name", ""),
+        "streaming": page.get("streaming_from") == REMOTE,
+        "lag_bytes": page.get("lag_bytes"),
     }
 
 

@@ -59,11 +59,19 @@ def admit(
         return Forward(_least_loaded(replicas, sessions, turn), fenced=False)
     if route.paused:
         return Hold("a switchover is under way")
+    if route.primary is None and route.follows:
+        return Hold("no member serves reads") if read_only else _standby(route)
     if route.primary is None:
         return Hold("there is no primary")
     if now >= route.expires_at_s:
         return Hold(f"nobody vouches for {route.primary.member} as primary any more")
     return Forward(route.primary, fenced=True)
+
+
+def _standby(route: Route) -> Refuse:
+    """There is no primary to wait for."""
+    what = f"instance {route.instance} accepts no writes: it follows {route.follows}"
+    return Refuse("25006", what, f"Read at port {route.ro_port}, or have the instance promoted.")
 
 
 def refused(route: Route, client: str) -> Refuse | None:

@@ -221,6 +221,19 @@ class Reason(Enum):
     TELLS_OPENED = "leads, acknowledges commits, and tells how long that took"
     TOO_FEW_STANDBYS = "leads, but commits wait: too few standbys stream"
 
+    # leads a standby instance
+    STEADY_STANDBY = "leads a standby instance and follows its remote primary"
+    COPIES_REMOTE = "leads a standby instance and copies the remote primary's data"
+    STARTS_STANDBY = "leads a standby instance and starts its engine, as replica of the remote primary"
+    FOLLOWS_REMOTE = "leads a standby instance and turns to its remote primary"
+    REMOTE_SILENT = "leads a standby instance, waits for the stream from its remote primary"
+    PROBES_REMOTE = "leads a standby instance, does not stream, compares its history with the remote primary's"
+    REJOINS_REMOTE = "leads a standby instance, has log that the remote primary went on without, and copies it anew"
+    PROMOTED_BY_HAND = (
+        "leads a standby instance whose engine was promoted by hand, and keeps it down; "
+        "promote the instance to go on with this data"
+    )
+
     # another member leads
     STEADY_REPLICA = "follows the leader"
     LEADER_UNKNOWN = "waits: the leader is not among the members"
@@ -239,12 +252,14 @@ class Reason(Enum):
 
     # nobody leads
     BOOTSTRAPS = "takes the leadership of a new instance to initialise it"
+    BOOTSTRAPS_STANDBY = "takes the leadership of a new standby instance to copy the remote primary's data"
     WAITS_FOR_BOOTSTRAP = "waits for the first member to initialise the instance"
     RESUMES = "is the primary still and takes the leadership again"
     SUCCEEDS = "was handed the leadership and takes it"
     AWAITS_SUCCESSOR = "nobody leads, waits for the member that was handed the leadership"
     FORCED = "takes the leadership because an operator forced it to"
     AWAITS_FORCED = "nobody leads, waits for the member that an operator forced to lead"
+    COPIES_AGAIN = "takes the leadership of a standby instance whose data is lost, to copy it anew"
     PAUSED = "nobody leads, and automatic failover is paused"
     LEADS_AGAIN = "led last and takes the leadership again, for automatic failover is paused"
     NO_DATA = "nobody leads, and this member has no data to stand with"

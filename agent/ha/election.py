@@ -77,7 +77,7 @@ def elect(
     missing = tuple(m.member for m in members if _is_coming(m) and m.member != ha.leader and m.member not in cast)
     if missing and leaderless_for < WINDOW_S:
         return Pending(missing, WINDOW_S - leaderless_for)
-    fit = _fit_async(ha, cast, known, max_lag_bytes) if ha.sync.mode == "async" else _fit_sync(ha, cast)
+    fit = _fit(ha, cast, known, max_lag_bytes)
     if isinstance(fit, Stuck):
         return fit
     able = [b for b in fit if not b.no_failover and known[b.member].alive]
@@ -218,6 +218,14 @@ def _uncovered(ha: HaRecord, cast: dict[str, Ballot]) -> str:
         f"ballots of {_needed(len(era.names), era.k)} of {', '.join(era.names)} are needed, or that of {others}; "
         f"missing: {', '.join(absent)}; bring one of these nodes back, or {BY_FORCE}"
     )
+
+
+def _fit(
+    ha: HaRecord, cast: dict[str, Ballot], known: dict[str, PeerMember], max_lag_bytes: int
+) -> list[Ballot] | Stuck:
+    if ha.standby and cast:
+        return list(cast.values())  # nothing is acknowledged here: what one lacks it gets from the remote primary
+    return _fit_async(ha, cast, known, max_lag_bytes) if ha.sync.mode == "async" else _fit_sync(ha, cast)
 
 
 # --- async ------------------------------------------------------------------------------------------------------------

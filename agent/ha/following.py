@@ -20,8 +20,9 @@ from agent.ha.actions import (
     Rejoin,
     StartReplica,
 )
-from agent.ha.premises import act, data_is_foreign, retries_later, runs_as_primary, waits
+from agent.ha.premises import act, data_is_foreign, is_standby, retries_later, runs_as_primary, waits
 from agent.ha.view import Engine, EngineState, OperationKind, View
+from core.records import REMOTE
 from core.status import MemberState, Role
 
 CONNECT_S = 2.0  # a stream that was just asked for or cut is given so long to (re)connect before anything is suspected
@@ -131,7 +132,7 @@ def serves_log(view: View, member: str, leader: str) -> bool:
 def streams_log_of(view: View, leader: str) -> bool:
     """A replica that streams gets the log of `leader`, directly or through a replica of it."""
     upstream, lead = view.engine.upstream, view.peer(leader)
-    if upstream == leader:
+    if upstream == leader or (leader == view.me and upstream == REMOTE):
         return True
     same = lead is not None and lead.timeline == view.engine.position.timeline
     return same and upstream == view.desired.upstream and serves_log(view, upstream, leader)
@@ -147,7 +148,7 @@ def _is_another_log(view: View) -> bool:
     the two logs apart. Only async mode lets that happen, when a leader dies before anybody has followed it.
     """
     assert view.instance is not None, "a leader is known"
-    if view.followed_term is None:
+    if view.followed_term is None or is_standby(view):  # all logs are the remote primary's
         return False
     own = view.engine.position.timeline
     return any(0 < c.timeline < own for c in view.instance.ha.history if c.term > view.followed_term)

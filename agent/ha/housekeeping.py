@@ -101,7 +101,8 @@ class Housekeeping:
             self._settled, self._settled_at = wanted, keeper.node.clock.now()
             self.settled_generation = generation
             keeper.operations.note_success()
-            if not keeper.memory.prepared:
+            standby = keeper.instance is not None and keeper.instance.ha.standby  # no role was made there
+            if not keeper.memory.prepared and not standby:
                 keeper.remember(replace(keeper.memory, prepared=True))
 
     async def let_go(self) -> None:

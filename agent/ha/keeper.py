@@ -37,7 +37,7 @@ from core.errors import MoorageError, words
 from core.ids import MemberRef
 from core.log import EventLog
 from core.positions import Lsn
-from core.records import InstanceView, MemberDesired, MemberSecrets, ReplicationMode
+from core.records import REMOTE, InstanceView, MemberDesired, MemberSecrets, ReplicationMode
 from core.routes import Route
 from core.status import Role
 from protos.v1 import agent_pb2
@@ -230,6 +230,8 @@ class Keeper:
     def _tell_if_opened(self, now: float) -> None:
         """Before anything else is done: clients wait for the new route, here and at every other node."""
         takeover, engine = self.takeover(), self.engine
+        if takeover is not None and self.instance is not None and self.instance.ha.standby:
+            takeover.still_standby(now)
         if takeover is not None and engine.state is EngineState.RUNNING and engine.role is Role.PRIMARY:
             takeover.seen_primary(now, acknowledges=acknowledges(engine.sync))
         writable = self.writable()
@@ -315,7 +317,7 @@ class Keeper:
         leader = self.instance.leader if self.instance else None
         self.engine = replace(
             seen,
-            leader_forks=self.facts.forks if leader and leader.member == self.facts.forks_of else (),
+            leader_forks=self.facts.forks if leader and self.facts.forks_of == self._followed(leader.member) else (),
             failure=operations.failure or seen.failure,
             failed=operations.failed,
             retry_at=max(operations.retry_at, seen.retry_at),
@@ -326,6 +328,11 @@ class Keeper:
         async with self._looked:
             self._looks_ended = self._looks_begun
             self._looked.notify_all()
+
+    def _followed(self, leader: str) -> str:
+        """Whose history the own log has to agree with."""
+        standby = self.instance is not None and self.instance.ha.standby
+        return REMOTE if standby and leader == self.ref.member else leader
 
     def _watch_death(self, group: asyncio.TaskGroup) -> None:
         if self._watching_death:
@@ -417,6 +424,7 @@ class Keeper:
             and self.node.clock.now() < lease.fence_at
             and self.operations.kind not in (OperationKind.FENCE, OperationKind.STOP)
             and not self.facts.closing
+            and not (self.instance is not None and self.instance.ha.standby)  # promoted by hand
         )
 
     def route(self) -> Route:

@@ -26,7 +26,16 @@ from agent.ha.actions import (
     StartReplica,
 )
 from agent.ha.election import BY_FORCE, Elected, Pending, Stuck, could_succeed, elect
-from agent.ha.premises import SOON_S, act, held_term, may_ask_peers, promise_is_void, retries_later, waits
+from agent.ha.premises import (
+    SOON_S,
+    act,
+    held_term,
+    is_standby,
+    may_ask_peers,
+    promise_is_void,
+    retries_later,
+    waits,
+)
 from agent.ha.view import EngineState, View
 from core.records import ForcedFailover, HaRecord
 from core.status import Role
@@ -64,7 +73,8 @@ def _bootstrap(view: View, now: float) -> Decision:
     ha = _ha(view)
     if ha.bootstrap != view.me:
         return waits(view, now, Reason.WAITS_FOR_BOOTSTRAP, ha.bootstrap)
-    return act(Acquire(ha.term), Reason.BOOTSTRAPS, now, f"after term {ha.term}")
+    reason = Reason.BOOTSTRAPS_STANDBY if is_standby(view) else Reason.BOOTSTRAPS
+    return act(Acquire(ha.term), reason, now, f"after term {ha.term}")
 
 
 def _is_still_primary(view: View, now: float) -> bool:
@@ -79,6 +89,8 @@ def _not_able(view: View, now: float) -> Decision | None:
     whole of that, and stands until a later leader has a sync set on record."""
     engine, ha = view.engine, _ha(view)
     way_out = f"bring {ha.leader} back, or {BY_FORCE}"
+    if engine.state is EngineState.ABSENT and is_standby(view) and not could_succeed(ha, view.peers):
+        return act(Acquire(ha.term), Reason.COPIES_AGAIN, now, f"after term {ha.term}", warning=True)
     if engine.state is EngineState.ABSENT:
         return waits(view, now, Reason.NO_DATA, f"bring {ha.leader} back", warning=True)
     if engine.state is EngineState.UNRESPONSIVE:
@@ -144,6 +156,8 @@ def _paused(view: View, now: float) -> Decision | None:
 
 def _lost_touch(view: View) -> bool:
     """The stream ended longer ago than a lease lasts, so the leader went on without this member for a while."""
+    if is_standby(view):
+        return False  # what it lacks is at the remote primary
     if view.streamed_at is None:
         return False  # this agent is younger than the leadership's end, or has never seen a stream: nothing is known
     return view.leaderless_since - view.streamed_at > view.ttl_s + TOUCH_S

@@ -34,12 +34,14 @@ from agent.ha.premises import (
     forced_away,
     hub_is_silent,
     is_confirmed,
+    is_standby,
     may_ask_peers,
     promise_is_void,
     retries_later,
     timelines_used,
     waits,
 )
+from agent.ha.standby import lead_standby
 from agent.ha.syncset import Apply, Candidate, CatchUp, Record, TooFew, first_era, next_step
 from agent.ha.view import EngineState, OperationKind, Standby, View
 from core.records import HaRecord, PeerMember, SwitchoverRequest
@@ -64,6 +66,8 @@ def lead(view: View, now: float) -> Decision:
         return act(handover, Reason.HANDS_OVER, now, f"to {order.target}, as forced")
     if forced_away(view):  # its engine is down: `decide` fences before anything else
         return act(Release(view.lease.term), Reason.FORCED_AWAY, now, f"term {view.lease.term}", warning=True)
+    if is_standby(view):
+        return lead_standby(view, now, why_in_place=_why_in_place(view))
     match engine.state:
         case EngineState.ABSENT:
             return _without_data(view, now)

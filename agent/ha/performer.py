@@ -41,7 +41,7 @@ from agent.peer import Question, position_message
 from core.codec import from_json
 from core.errors import ConflictError, MoorageError, words
 from core.log import EventLog
-from core.records import Ballot, LeadershipChange, PeerMember, StepTaken, SyncRecord, to_json
+from core.records import REMOTE, Ballot, LeadershipChange, PeerMember, StepTaken, SyncRecord, remote_peer, to_json
 from core.status import Role
 from protos.v1 import agent_pb2 as pb
 from protos.v1.common_pb2 import MemberId
@@ -116,7 +116,8 @@ class Performer:
 
     def peer(self, member: str) -> PeerMember:
         """The member as the others see it; ConflictError when it is not there (any more)."""
-        found = self._keeper.view().peer(member)
+        remote = self._keeper.desired.standby
+        found = remote_peer(remote) if member == REMOTE and remote else self._keeper.view().peer(member)
         if found is None:
             raise ConflictError(f"{member} is not a member", object=str(self._keeper.ref.instance))
         return found
@@ -168,7 +169,9 @@ class Performer:
         """From a replica only with the leader's leave: whom the leader does not know, it does not let in."""
         keeper, term = self._keeper, self._keeper.known_term()
         leader = keeper.instance.leader.member if keeper.instance and keeper.instance.leader else source.member
-        if leader != source.member:
+        if source.member == REMOTE:
+            leader = REMOTE
+        elif leader != source.member:
             await keeper.driver.timeline_forks(self.peer(leader))
         await keeper.driver.clone(source)
         keeper.follows_term(term)
@@ -203,7 +206,8 @@ class Performer:
 
     async def _restart(self, restart_id: int) -> None:
         keeper = self._keeper
-        upstream = keeper.view().peer(keeper.engine.upstream)
+        followed = keeper.engine.upstream
+        upstream = self.peer(REMOTE) if followed == REMOTE else keeper.view().peer(followed)
         as_primary = keeper.engine.role is Role.PRIMARY
         await keeper.driver.stop()
         keeper.restarted(restart_id)

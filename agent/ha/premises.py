@@ -101,9 +101,17 @@ def data_is_foreign(view: View) -> bool:
     return view.engine.system_id != ha.system_id if ha.system_id else ha.term == 0
 
 
+def is_standby(view: View) -> bool:
+    """The instance follows a remote primary, and no member accepts writes. One transaction takes both marks away; were
+    one of them lost (a hub of an older version drops fields that it does not know), nobody is promoted for that."""
+    return view.desired.standby is not None or (view.instance is not None and view.instance.ha.standby)
+
+
 def runs_as_primary(view: View, member: str) -> bool:
-    """As far as is known, `member` is up as primary."""
+    """As far as is known, `member` is up as primary; of a standby instance: in the role of its leader."""
     peer = view.peer(member)
+    if peer is not None and is_standby(view) and peer.role is Role.REPLICA:
+        return peer.state in (MemberState.RUNNING, MemberState.LAGGING)
     return peer is not None and peer.state is MemberState.RUNNING and peer.role is Role.PRIMARY
 
 

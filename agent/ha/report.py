@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agent.engines.troubles import Cure, Diagnosis
 from agent.ha.view import EngineState, OperationKind
-from core.records import MemberNotice, ObservedMember
+from core.records import REMOTE, MemberNotice, ObservedMember
 from core.status import MemberState, Role
 from protos.v1 import common_pb2 as wire
 
@@ -114,12 +114,25 @@ def _running(keeper: Keeper) -> Told:
             return MemberState.RUNNING, "SettingsProblem" if problem else "", problem
         return MemberState.STARTING, "NotLeader", "the engine is primary, but the leadership is not held"
     leader = keeper.instance.leader if keeper.instance else None
+    if engine.upstream == REMOTE:
+        return _follows_remote(keeper, problem)
     if leader is None or (engine.streaming and engine.upstream in (leader.member, keeper.desired.upstream)):
         return MemberState.RUNNING, "SettingsProblem" if problem else "", problem
     since = keeper.facts.not_streaming_since
     if not since or keeper.node.clock.now() - since < STREAM_GRACE_S:
         return MemberState.STARTING, "Connecting", f"connects to {leader.member}"
     return MemberState.LAGGING, "NotStreaming", f"does not stream from {leader.member}"
+
+
+def _follows_remote(keeper: Keeper, problem: str) -> Told:
+    """The leader of a standby instance. Without the remote primary it goes on serving reads."""
+    if keeper.engine.streaming:
+        return MemberState.RUNNING, "SettingsProblem" if problem else "", problem
+    remote, since = keeper.desired.standby, keeper.facts.not_streaming_since
+    if not since or keeper.node.clock.now() - since < STREAM_GRACE_S:
+        return MemberState.STARTING, "Connecting", f"connects to the remote primary {remote}"
+    lacks = f": {keeper.engine.failure}" if keeper.engine.failure else ""
+    return MemberState.LAGGING, "RemoteSilent", f"does not stream from the remote primary {remote}{lacks}"
 
 
 def observed(keeper: Keeper, converged_generation: int) -> ObservedMember:

@@ -30,6 +30,10 @@ class Takeover:
         if acknowledges:
             self.opened_at = self.opened_at or now
 
+    def still_standby(self, now: float) -> None:
+        """The way to the first commit begins when a standby instance is promoted."""
+        self.leaderless_since = self.acquired_at = now
+
     def steps(self) -> tuple[StepTaken, ...]:
         """What took how long."""
         since = self.leaderless_since or self.acquired_at
@@ -65,6 +69,8 @@ def told_at_acquire(
 
 def _how(ha: HaRecord, cast: list[Ballot], me: str, position: WalPosition) -> tuple[tuple[str, ...], str]:
     """One line a ballot, the chosen one first and why; and what may be lost."""
+    if ha.standby:
+        return _how_standby(ha, cast, me, position), "none: it is the remote primary that accepts writes"
     if not ha.system_id:
         return (f"{me} makes the instance's first data",), "none"
     if ha.forced is not None and ha.forced.target == me and ha.forced.after_term == ha.term and handed_to(ha) != me:
@@ -77,6 +83,14 @@ def _how(ha: HaRecord, cast: list[Ballot], me: str, position: WalPosition) -> tu
         return (f"{me} at {position}: led last and has its own log",), "none"
     lines = (f"{_line(mine)}: {_why(ha, cast, mine)}", *(_line(b) for b in cast if b is not mine))
     return lines, _behind(cast, me, position) if ha.sync.mode == "async" else "none"
+
+
+def _how_standby(ha: HaRecord, cast: list[Ballot], me: str, position: WalPosition) -> tuple[str, ...]:
+    if not ha.system_id:
+        return (f"{me} copies the remote primary's data",)
+    if not any(b.member == me for b in cast):
+        return (f"{me} at {position}: follows the remote primary for the others",)
+    return tuple(f"{_line(b)}{': follows the remote primary for the others' if b.member == me else ''}" for b in cast)
 
 
 def _line(ballot: Ballot) -> str:

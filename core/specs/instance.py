@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from core.specs.common import Labels, Name, Size, Spec, check_unique
 from core.specs.proxy import ProxySpec
+from core.specs.standby import FollowersSpec, StandbySpec
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _RESERVED_USERS = frozenset({"postgres", "moorage", "moorage_replication"})
@@ -203,6 +204,13 @@ class InstanceSpec(Spec):
         default=(DatabaseSpec(name="app", owner="app"),), description="Databases"
     )
     proxy: ProxySpec = Field(default_factory=ProxySpec, description="How clients come in")
+    standby: StandbySpec | None = Field(
+        default=None,
+        description="The remote primary it follows, only for a new instance. Taken away = promoted, for good",
+    )
+    followers: FollowersSpec | None = Field(
+        default=None, description="Whom it lets replicate, such as standby instances elsewhere; null = nobody"
+    )
     deletion_protection: bool = Field(default=False, description="True: delete is refused until this is false")
 
     @field_validator("parameters")
@@ -238,6 +246,9 @@ class InstanceSpec(Spec):
                     "databases: owner {owner} of {database} is not among the users; declare it there",
                     {"owner": repr(database.owner), "database": repr(database.name)},
                 )
+        if self.followers is not None and self.followers.user not in users:
+            text = "followers.user: {user} is not among the users; declare it there"
+            raise PydanticCustomError("followers", text, {"user": repr(self.followers.user)})
         self._replicas_suffice()
         self._upstreams_lead_to_the_primary()
         self._enough_members_are_able()

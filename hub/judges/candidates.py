@@ -28,6 +28,8 @@ class Obstacle:
 
 def obstacle(s: Situation, target: str) -> Obstacle | None:
     """What stands in the way of a switchover to `target` (empty = any replica) at this moment."""
+    if s.ha is not None and s.ha.standby:
+        return _has_no_primary(s)
     if s.leader is None:
         return Obstacle("instance has no primary now", hint="Wait until it is Running.")
     others = [current for current in s.members if current.name != s.leader_name]
@@ -43,6 +45,8 @@ def obstacle(s: Situation, target: str) -> Obstacle | None:
 
 def unfit_to_be_forced(s: Situation, target: str) -> Obstacle | None:
     """What stands in the way of a forced failover to `target`: only what it could not even begin with."""
+    if s.ha is not None and s.ha.standby:
+        return _has_no_primary(s)
     if s.leader_name == target:
         return Obstacle(f"{target} is the primary already", lasting=True)
     current = next((one for one in s.members if one.name == target), None)
@@ -58,6 +62,11 @@ def unfit_to_be_forced(s: Situation, target: str) -> Obstacle | None:
     if current.state in _NO_DATA or current.state is MemberState.REJOINING:
         return Obstacle(f"{target} has no data to lead with ({current.state.value})", hint="Choose another member.")
     return None
+
+
+def _has_no_primary(s: Situation) -> Obstacle:
+    hint = f"Members take over from each other by themselves; `moorctl instance promote {s.ref}` makes a primary of it."
+    return Obstacle("the instance follows a remote primary, and has none of its own", hint=hint, lasting=True)
 
 
 def _of_target(s: Situation, target: str, others: list[Current]) -> Obstacle | None:

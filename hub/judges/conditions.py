@@ -115,6 +115,9 @@ def _primary_available(s: Situation, found: Sequence[Finding]) -> Condition:
         return Condition(type=type_, status=False, reason="NotPlaced", message="no member has a node yet")
     about_leader = [f for f in found if f.type is type_ or (f.member == s.leader_name and f.broken and f.member)]
     leads = f"{s.leader.member} on {s.leader.node} leads in term {s.leader.term}" if s.leader is not None else ""
+    if s.ha is not None and s.ha.standby:
+        remote = ", ".join(s.spec.standby.hosts) if s.spec is not None and s.spec.standby is not None else "its remote"
+        return _condition(type_, about_leader, ("Standby", f"{leads} and follows {remote}; no member accepts writes"))
     return _condition(type_, about_leader, ("PrimaryRunning", leads))
 
 
@@ -133,6 +136,9 @@ def _replicas_available(s: Situation, found: Sequence[Finding]) -> Condition:
 
 def _replicating(s: Situation, found: Sequence[Finding]) -> Condition:
     type_ = ConditionType.REPLICATING
+    if s.wanted <= 1 and s.leader is not None and s.ha is not None and s.ha.standby:
+        good = ("Streaming", f"{s.leader_name} streams from the remote primary")
+        return _condition(type_, _only(found, type_), good)
     if s.wanted <= 1:
         return Condition(type=type_, status=True, reason="NoneWanted", message="the spec asks for no replica")
     if s.leader is None:

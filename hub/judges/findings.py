@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.clock import iso
-from core.records import HaRecord
+from core.records import REMOTE, HaRecord, ObservedMember
 from core.status import ConditionType, MemberState, Phase, Role
 from hub.judges.placement import Unplaceable
 from hub.judges.situation import Current, Situation
@@ -71,6 +71,8 @@ def _nobody_leads(s: Situation, now: float) -> Finding:
         first = ha.bootstrap if ha is not None else ""
         who = next((current.place for current in s.members if current.name == first), "the first member")
         message = f"the database is not initialised yet; {who} does it"
+        if ha is not None and ha.standby:
+            message = f"the remote primary's data is not copied yet; {who} does it"
         return Finding(type=ConditionType.PRIMARY_AVAILABLE, reason="NotInitialised", message=message, broken=False)
     if ha.switchover is not None and now - _without_primary_since(s, now) <= SWITCHOVER_GRACE_S:
         text = f"the primary moves from {ha.leader} to {ha.switchover.target or 'the best replica'}, as asked"
@@ -144,7 +146,9 @@ def _about(s: Situation, current: Current, now: float) -> Finding | None:
         case MemberState.RUNNING:
             return _about_running(s, current, leads=leads, now=now)
         case MemberState.LAGGING:
-            text = f"{current.place} does not keep up with {s.leader_name or 'the primary'}{_told(current)}"
+            remote = current.name == s.leader_name  # it follows what a standby instance follows
+            followed = "the remote primary" if remote else s.leader_name or "the primary"
+            text = f"{current.place} does not keep up with {followed}{_told(current)}"
             reason = (current.observed.reason if current.observed is not None else "") or "Lagging"
             return _finding(ConditionType.REPLICATING, reason, text, current, broken=not _explained(s, current, now))
         case _:
@@ -167,6 +171,8 @@ def _about_running(s: Situation, current: Current, *, leads: bool, now: float) -
     seen = current.observed
     assert seen is not None, "a state other than ABSENT has been observed"
     broken = not _explained(s, current, now)
+    if leads and s.ha is not None and s.ha.standby:
+        return _about_standby(s, current, seen)
     if leads and seen.role is not Role.PRIMARY:
         text = f"{current.place} holds the leadership, its engine is {seen.role.value} still"
         return _finding(ConditionType.PRIMARY_AVAILABLE, "PrimaryNotReady", text, current, broken=broken)
@@ -178,6 +184,21 @@ def _about_running(s: Situation, current: Current, *, leads: bool, now: float) -
         source = f"streams from {seen.streaming_from}" if seen.streaming_from else "does not stream"
         text = f"{current.place} {source}, not from {s.leader_name}{_told(current)}"
         return _finding(ConditionType.REPLICATING, "NotStreaming", text, current, broken=broken)
+    return _about_progress(s, current, seen)
+
+
+def _about_standby(s: Situation, current: Current, seen: ObservedMember) -> Finding | None:
+    """The member that follows the remote primary for the others."""
+    if seen.role is not Role.REPLICA:
+        text = f"{current.place} is {seen.role.value}, though the instance follows a remote primary{_told(current)}"
+        return _finding(ConditionType.PRIMARY_AVAILABLE, "WrongRole", text, current, broken=True)
+    if seen.streaming_from != REMOTE:
+        text = f"{current.place} does not stream from the remote primary yet{_told(current)}"
+        return _finding(ConditionType.REPLICATING, "NotStreaming", text, current, broken=not current.joining)
+    return _about_progress(s, current, seen)
+
+
+def _about_progress(s: Situation, current: Current, seen: ObservedMember) -> Finding | None:
     if seen.generation < current.desired.generation:
         text = f"{current.place} is at generation {seen.generation} of {current.desired.generation}{_told(current)}"
         return _finding(ConditionType.CONVERGED, "Applying", text, current, broken=False)

@@ -26,15 +26,20 @@ from itertools import islice
 from core.ids import InstanceRef
 from core.records import (
     DatabaseDesired,
+    Followers,
     HaRecord,
     InstanceRecord,
+    LeadershipChange,
     MemberDesired,
+    RemotePrimary,
     Replication,
     SyncRecord,
     UserDesired,
 )
 from core.specs.instance import InstanceSpec, MemberSpec
+from core.specs.standby import FollowersSpec, StandbySpec
 from core.status import MemberState
+from hub.history import with_line
 from hub.judges.clients import clients_of
 from hub.judges.placement import Placement
 from hub.judges.situation import Current, Situation, member_number
@@ -72,11 +77,12 @@ class Adjustment:
     changed: tuple[MemberDesired, ...] = ()
     dropped: tuple[Current, ...] = ()
     bootstrap: str = ""  # empty = as it is
+    unbound: bool = False  # a standby instance follows its remote primary no longer
     notes: tuple[Note, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        return not (self.changed or self.dropped or self.bootstrap)
+        return not (self.changed or self.dropped or self.bootstrap or self.unbound)
 
 
 # --- from the spec to one member --------------------------------------------------------------------------------------
@@ -100,7 +106,7 @@ def desired_member(
     restart_id: int,
 ) -> MemberDesired:
     """The whole input of the agent for one member."""
-    replication, tags = spec.replication, spec.members.get(name, _NO_TAGS)
+    replication, tags, remote = spec.replication, spec.members.get(name, _NO_TAGS), spec.standby
     return MemberDesired(
         project=record.project,
         instance=record.name,
@@ -116,7 +122,7 @@ def desired_member(
         rw_port=ports.rw,
         ro_port=ports.ro,
         replication=Replication(
-            mode=replication.mode,
+            mode=replication.mode if remote is None else "async",  # nothing is acknowledged here
             k=replication.k if replication.mode == "quorum" else 1,
             strict=replication.strict,
             max_failover_lag_bytes=replication.max_failover_lag,
@@ -135,7 +141,17 @@ def desired_member(
         client_tls=spec.proxy.tls,
         allow=spec.proxy.allow,
         clients=clients_of(spec),
+        standby=_remote(remote) if remote is not None else None,
+        followers=_followers(spec.followers) if spec.followers is not None else None,
     )
+
+
+def _followers(spec: FollowersSpec) -> Followers:
+    return Followers(user=spec.user, networks=spec.networks)
+
+
+def _remote(spec: StandbySpec) -> RemotePrimary:
+    return RemotePrimary(hosts=spec.hosts, user=spec.user, sslmode=spec.sslmode, ca=spec.ca or "", slot=spec.slot or "")
 
 
 def choose_ports(port_range: tuple[int, int], taken: Mapping[int, str], ref: InstanceRef) -> Ports | None:
@@ -189,7 +205,9 @@ def _free_names(s: Situation, count: int) -> list[str]:
 def first_ha(s: Situation, first: Sequence[MemberDesired]) -> HaRecord:
     """The memory of leadership at the start: nobody has led, the first member may initialise."""
     assert s.spec is not None, "nothing is placed without a spec"
-    return HaRecord(bootstrap=first[0].member, sync=SyncRecord(mode=s.spec.replication.mode))
+    standby = s.spec.standby is not None
+    mode = "async" if standby else s.spec.replication.mode
+    return HaRecord(bootstrap=first[0].member, sync=SyncRecord(mode=mode), standby=standby)
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
@@ -212,7 +230,23 @@ def adjust(s: Situation) -> Adjustment:
     bootstrap = _next_bootstrap(s, staying)
     if bootstrap:
         notes.append(Note("bootstrap_moved", bootstrap, "the member that was to initialise cannot be reached"))
-    return Adjustment(changed=tuple(changed), dropped=dropped, bootstrap=bootstrap, notes=tuple(notes))
+    unbound = s.ha is not None and s.ha.standby and s.spec is not None and s.spec.standby is None
+    if unbound:
+        notes.append(Note("standby_promoted", s.leader_name, "follows its remote primary no longer"))
+    return Adjustment(changed=tuple(changed), dropped=dropped, bootstrap=bootstrap, unbound=unbound, notes=tuple(notes))
+
+
+def unbound(ha: HaRecord, now: float) -> HaRecord:
+    """The memory of leadership of a standby instance from its promotion on. It is never bound again."""
+    line = LeadershipChange(
+        term=ha.term,
+        member=ha.leader,
+        reason="the instance follows its remote primary no longer: an operator promoted it",
+        at=now,
+        kind="unbound",
+        loss="possibly commits that the remote primary acknowledged and nobody here received",
+    )
+    return with_line(replace(ha, standby=False), line)
 
 
 def leave_all(s: Situation) -> tuple[MemberDesired, ...]:

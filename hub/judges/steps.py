@@ -165,14 +165,17 @@ def _member_puts(changed: Iterable[MemberDesired]) -> tuple[Op, ...]:
 def _adjustment(s: Situation, adjustment: members.Adjustment, now: float) -> Step:
     after = _with(s, changed=adjustment.changed, dropped=adjustment.dropped)
     ops = [*_member_puts(adjustment.changed), *_member_deletes(adjustment.dropped)]
-    if adjustment.bootstrap and s.ha is not None:
-        after = replace(after, ha=replace(s.ha, bootstrap=adjustment.bootstrap))
+    if s.ha is not None and (adjustment.bootstrap or adjustment.unbound):
+        ha = replace(s.ha, bootstrap=adjustment.bootstrap or s.ha.bootstrap)
+        after = replace(after, ha=members.unbound(ha, now) if adjustment.unbound else ha)
         ops.append(Put(keys.ha(s.ref), to_json(after.ha)))
     return _changing(
         after,
         before=s,
         ops=tuple(ops),
-        events=tuple(event(now, note.event, f"{s.ref}/{note.member}", note.message) for note in adjustment.notes),
+        events=tuple(
+            event(now, note.event, f"{s.ref}/{note.member}".rstrip("/"), note.message) for note in adjustment.notes
+        ),
         frees=bool(adjustment.dropped),
         now=now,
     )
@@ -259,7 +262,7 @@ def _judged(s: Situation, unplaceable: Unplaceable | None, now: float) -> tuple[
         phase=phase,
         conditions=judgement.conditions,
         observed_generation=_observed_generation(s, judgement),
-        primary=s.leader_name,
+        primary="" if s.ha is not None and s.ha.standby else s.leader_name,
         members=tuple(MemberPlace(member=current.name, node=current.node) for current in s.members),
         rw_port=known.rw_port if known is not None else 0,
         ro_port=known.ro_port if known is not None else 0,

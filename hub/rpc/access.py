@@ -42,6 +42,7 @@ REQUIRED: Final[dict[str, OperatorRole]] = {
     "PauseFailover": "operator",
     "ResumeFailover": "operator",
     "RestartInstance": "operator",
+    "PromoteInstance": "operator",
     "GetCredentials": "operator",
     "CordonNode": "admin",
     "CreateJoinToken": "admin",

@@ -182,6 +182,12 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         return pb.ResumeFailoverResponse()
 
     @translated
+    async def PromoteInstance(self, request: pb.PromoteInstanceRequest, context: Context) -> pb.PromoteInstanceResponse:
+        operator = self._gate.admit(context, "PromoteInstance")
+        generation = await self._operations.promote(operator, _instance(request.name))
+        return pb.PromoteInstanceResponse(generation=generation)
+
+    @translated
     async def RestartInstance(self, request: pb.RestartInstanceRequest, context: Context) -> pb.RestartInstanceResponse:
         operator = self._gate.admit(context, "RestartInstance")
         number = await self._operations.restart(operator, _instance(request.name))

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/operator.proto\x12\nmoorage.v1\"G\n\x0c\x41pplyRequest\x12\x11\n\tdocuments\x18\x01 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\"5\n\rApplyResponse\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.moorage.v1.Applied\"\xef\x01\n\x07\x41pplied\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x07outcome\x18\x03 \x01(\x0e\x32\x1b.moorage.v1.Applied.Outcome\x12\x0f\n\x07\x63hanges\x18\x04 \x03(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\"c\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_CREATED\x10\x01\x12\x13\n\x0fOUTCOME_CHANGED\x10\x02\x12\x15\n\x11OUTCOME_UNCHANGED\x10\x03\":\n\nGetRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x0bGetResponse\x12\"\n\x06object\x18\x01 \x01(\x0b\x32\x12.moorage.v1.Object\"^\n\x06Object\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x13\n\x0bstatus_json\x18\x04 \x01(\t\">\n\x0bListRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0f\n\x07project\x18\x02 \x01(\t\"3\n\x0cListResponse\x12#\n\x07objects\x18\x01 \x03(\x0b\x32\x12.moorage.v1.Object\"=\n\rDeleteRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"R\n\x11SwitchoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x04\x12\x10\n\x08\x64\x65lay_ms\x18\x04 \x01(\x04\"/\n\x12SwitchoverResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\"\'\n\x17\x43\x61ncelSwitchoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x18\x43\x61ncelSwitchoverResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\x12\x0e\n\x06target\x18\x03 \x01(\t\"3\n\x13PlanFailoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\")\n\x14PlanFailoverResponse\x12\x11\n\tplan_json\x18\x01 \x01(\t\"C\n\x0f\x46\x61iloverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x12\n\nafter_term\x18\x03 \x01(\x04\"\x1e\n\x10\x46\x61iloverResponse\x12\n\n\x02id\x18\x01 \x01(\t\"4\n\x14PauseFailoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x17\n\x15PauseFailoverResponse\"%\n\x15ResumeFailoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16ResumeFailoverResponse\"0\n\x11GetHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"*\n\x12GetHistoryResponse\x12\x14\n\x0c\x65ntries_json\x18\x01 \x03(\t\"&\n\x16RestartInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x17RestartInstanceResponse\x12\x12\n\nrestart_id\x18\x01 \x01(\x04\"0\n\x0e\x45xplainRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\":\n\x0f\x45xplainResponse\x12\r\n\x05lines\x18\x01 \x03(\t\x12\x18\n\x10\x65xplanation_json\x18\x02 \x01(\t\"3\n\x11\x43ordonNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\"\x14\n\x12\x43ordonNodeResponse\"5\n\x16\x43reateJoinTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05ttl_s\x18\x02 \x01(\r\"(\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"8\n\x1a\x43reateOperatorTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"8\n\x1b\x43reateOperatorTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x1b\n\x19ListOperatorTokensRequest\"G\n\x1aListOperatorTokensResponse\x12)\n\x06tokens\x18\x01 \x03(\x0b\x32\x19.moorage.v1.OperatorToken\"[\n\rOperatorToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x15\n\rcreated_at_ms\x18\x04 \x01(\x04\x12\x0b\n\x03own\x18\x05 \x01(\x08\"+\n\x1aRevokeOperatorTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\"7\n\x1bRevokeOperatorTokenResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"3\n\x15GetCredentialsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"\x9f\x01\n\x16GetCredentialsResponse\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x10\n\x08\x64\x61tabase\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x03(\t\x12\x0f\n\x07rw_port\x18\x05 \x01(\r\x12\x0f\n\x07ro_port\x18\x06 \x01(\r\x12\x0e\n\x06\x63\x61_pem\x18\x07 \x01(\x0c\x12\x12\n\nclient_tls\x18\x08 \x01(\t\"\x12\n\x10GetStatusRequest\"(\n\x11GetStatusResponse\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t\"J\n\x12WatchEventsRequest\x12\x15\n\robject_prefix\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\")\n\x13WatchEventsResponse\x12\x12\n\nevent_json\x18\x01 \x01(\t\"0\n\x10ListAuditRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\x05\"K\n\x11ListAuditResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\t\x12\x10\n\x08head_seq\x18\x02 \x01(\x03\x12\x13\n\x0bhead_sha256\x18\x03 \x01(\t*P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_PROJECT\x10\x01\x12\x11\n\rKIND_INSTANCE\x10\x02\x12\r\n\tKIND_NODE\x10\x03\x32\x82\x0e\n\x0fOperatorService\x12<\n\x05\x41pply\x12\x18.moorage.v1.ApplyRequest\x1a\x19.moorage.v1.ApplyResponse\x12\x36\n\x03Get\x12\x16.moorage.v1.GetRequest\x1a\x17.moorage.v1.GetResponse\x12\x39\n\x04List\x12\x17.moorage.v1.ListRequest\x1a\x18.moorage.v1.ListResponse\x12?\n\x06\x44\x65lete\x12\x19.moorage.v1.DeleteRequest\x1a\x1a.moorage.v1.DeleteResponse\x12K\n\nSwitchover\x12\x1d.moorage.v1.SwitchoverRequest\x1a\x1e.moorage.v1.SwitchoverResponse\x12]\n\x10\x43\x61ncelSwitchover\x12#.moorage.v1.CancelSwitchoverRequest\x1a$.moorage.v1.CancelSwitchoverResponse\x12Q\n\x0cPlanFailover\x12\x1f.moorage.v1.PlanFailoverRequest\x1a .moorage.v1.PlanFailoverResponse\x12\x45\n\x08\x46\x61ilover\x12\x1b.moorage.v1.FailoverRequest\x1a\x1c.moorage.v1.FailoverResponse\x12T\n\rPauseFailover\x12 .moorage.v1.PauseFailoverRequest\x1a!.moorage.v1.PauseFailoverResponse\x12W\n\x0eResumeFailover\x12!.moorage.v1.ResumeFailoverRequest\x1a\".moorage.v1.ResumeFailoverResponse\x12K\n\nGetHistory\x12\x1d.moorage.v1.GetHistoryRequest\x1a\x1e.moorage.v1.GetHistoryResponse\x12Z\n\x0fRestartInstance\x12\".moorage.v1.RestartInstanceRequest\x1a#.moorage.v1.RestartInstanceResponse\x12\x42\n\x07\x45xplain\x12\x1a.moorage.v1.ExplainRequest\x1a\x1b.moorage.v1.ExplainResponse\x12K\n\nCordonNode\x12\x1d.moorage.v1.CordonNodeRequest\x1a\x1e.moorage.v1.CordonNodeResponse\x12Z\n\x0f\x43reateJoinToken\x12\".moorage.v1.CreateJoinTokenRequest\x1a#.moorage.v1.CreateJoinTokenResponse\x12\x66\n\x13\x43reateOperatorToken\x12&.moorage.v1.CreateOperatorTokenRequest\x1a\'.moorage.v1.CreateOperatorTokenResponse\x12\x63\n\x12ListOperatorTokens\x12%.moorage.v1.ListOperatorTokensRequest\x1a&.moorage.v1.ListOperatorTokensResponse\x12\x66\n\x13RevokeOperatorToken\x12&.moorage.v1.RevokeOperatorTokenRequest\x1a\'.moorage.v1.RevokeOperatorTokenResponse\x12H\n\tListAudit\x12\x1c.moorage.v1.ListAuditRequest\x1a\x1d.moorage.v1.ListAuditResponse\x12W\n\x0eGetCredentials\x12!.moorage.v1.GetCredentialsRequest\x1a\".moorage.v1.GetCredentialsResponse\x12H\n\tGetStatus\x12\x1c.moorage.v1.GetStatusRequest\x1a\x1d.moorage.v1.GetStatusResponse\x12P\n\x0bWatchEvents\x12\x1e.moorage.v1.WatchEventsRequest\x1a\x1f.moorage.v1.WatchEventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/operator.proto\x12\nmoorage.v1\"G\n\x0c\x41pplyRequest\x12\x11\n\tdocuments\x18\x01 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x13\n\x0b\x63reate_only\x18\x03 \x01(\x08\"5\n\rApplyResponse\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.moorage.v1.Applied\"\xef\x01\n\x07\x41pplied\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x07outcome\x18\x03 \x01(\x0e\x32\x1b.moorage.v1.Applied.Outcome\x12\x0f\n\x07\x63hanges\x18\x04 \x03(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\"c\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_CREATED\x10\x01\x12\x13\n\x0fOUTCOME_CHANGED\x10\x02\x12\x15\n\x11OUTCOME_UNCHANGED\x10\x03\":\n\nGetRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x0bGetResponse\x12\"\n\x06object\x18\x01 \x01(\x0b\x32\x12.moorage.v1.Object\"^\n\x06Object\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x13\n\x0bstatus_json\x18\x04 \x01(\t\">\n\x0bListRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0f\n\x07project\x18\x02 \x01(\t\"3\n\x0cListResponse\x12#\n\x07objects\x18\x01 \x03(\x0b\x32\x12.moorage.v1.Object\"=\n\rDeleteRequest\x12\x1e\n\x04kind\x18\x01 \x01(\x0e\x32\x10.moorage.v1.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x10\n\x0e\x44\x65leteResponse\"R\n\x11SwitchoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x04\x12\x10\n\x08\x64\x65lay_ms\x18\x04 \x01(\x04\"/\n\x12SwitchoverResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\"\'\n\x17\x43\x61ncelSwitchoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x18\x43\x61ncelSwitchoverResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61t_ms\x18\x02 \x01(\x04\x12\x0e\n\x06target\x18\x03 \x01(\t\"3\n\x13PlanFailoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\")\n\x14PlanFailoverResponse\x12\x11\n\tplan_json\x18\x01 \x01(\t\"C\n\x0f\x46\x61iloverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x12\n\nafter_term\x18\x03 \x01(\x04\"\x1e\n\x10\x46\x61iloverResponse\x12\n\n\x02id\x18\x01 \x01(\t\"4\n\x14PauseFailoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x17\n\x15PauseFailoverResponse\"%\n\x15ResumeFailoverRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16ResumeFailoverResponse\"0\n\x11GetHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"*\n\x12GetHistoryResponse\x12\x14\n\x0c\x65ntries_json\x18\x01 \x03(\t\"&\n\x16RestartInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x17RestartInstanceResponse\x12\x12\n\nrestart_id\x18\x01 \x01(\x04\"&\n\x16PromoteInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x17PromoteInstanceResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"0\n\x0e\x45xplainRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\":\n\x0f\x45xplainResponse\x12\r\n\x05lines\x18\x01 \x03(\t\x12\x18\n\x10\x65xplanation_json\x18\x02 \x01(\t\"3\n\x11\x43ordonNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\"\x14\n\x12\x43ordonNodeResponse\"5\n\x16\x43reateJoinTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05ttl_s\x18\x02 \x01(\r\"(\n\x17\x43reateJoinTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"8\n\x1a\x43reateOperatorTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"8\n\x1b\x43reateOperatorTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x1b\n\x19ListOperatorTokensRequest\"G\n\x1aListOperatorTokensResponse\x12)\n\x06tokens\x18\x01 \x03(\x0b\x32\x19.moorage.v1.OperatorToken\"[\n\rOperatorToken\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x15\n\rcreated_at_ms\x18\x04 \x01(\x04\x12\x0b\n\x03own\x18\x05 \x01(\x08\"+\n\x1aRevokeOperatorTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\"7\n\x1bRevokeOperatorTokenResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"3\n\x15GetCredentialsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"\x9f\x01\n\x16GetCredentialsResponse\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\x12\x10\n\x08\x64\x61tabase\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x03(\t\x12\x0f\n\x07rw_port\x18\x05 \x01(\r\x12\x0f\n\x07ro_port\x18\x06 \x01(\r\x12\x0e\n\x06\x63\x61_pem\x18\x07 \x01(\x0c\x12\x12\n\nclient_tls\x18\x08 \x01(\t\"\x12\n\x10GetStatusRequest\"(\n\x11GetStatusResponse\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t\"J\n\x12WatchEventsRequest\x12\x15\n\robject_prefix\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\")\n\x13WatchEventsResponse\x12\x12\n\nevent_json\x18\x01 \x01(\t\"0\n\x10ListAuditRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\x05\"K\n\x11ListAuditResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\t\x12\x10\n\x08head_seq\x18\x02 \x01(\x03\x12\x13\n\x0bhead_sha256\x18\x03 \x01(\t*P\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_PROJECT\x10\x01\x12\x11\n\rKIND_INSTANCE\x10\x02\x12\r\n\tKIND_NODE\x10\x03\x32\xde\x0e\n\x0fOperatorService\x12<\n\x05\x41pply\x12\x18.moorage.v1.ApplyRequest\x1a\x19.moorage.v1.ApplyResponse\x12\x36\n\x03Get\x12\x16.moorage.v1.GetRequest\x1a\x17.moorage.v1.GetResponse\x12\x39\n\x04List\x12\x17.moorage.v1.ListRequest\x1a\x18.moorage.v1.ListResponse\x12?\n\x06\x44\x65lete\x12\x19.moorage.v1.DeleteRequest\x1a\x1a.moorage.v1.DeleteResponse\x12K\n\nSwitchover\x12\x1d.moorage.v1.SwitchoverRequest\x1a\x1e.moorage.v1.SwitchoverResponse\x12]\n\x10\x43\x61ncelSwitchover\x12#.moorage.v1.CancelSwitchoverRequest\x1a$.moorage.v1.CancelSwitchoverResponse\x12Q\n\x0cPlanFailover\x12\x1f.moorage.v1.PlanFailoverRequest\x1a .moorage.v1.PlanFailoverResponse\x12\x45\n\x08\x46\x61ilover\x12\x1b.moorage.v1.FailoverRequest\x1a\x1c.moorage.v1.FailoverResponse\x12T\n\rPauseFailover\x12 .moorage.v1.PauseFailoverRequest\x1a!.moorage.v1.PauseFailoverResponse\x12W\n\x0eResumeFailover\x12!.moorage.v1.ResumeFailoverRequest\x1a\".moorage.v1.ResumeFailoverResponse\x12K\n\nGetHistory\x12\x1d.moorage.v1.GetHistoryRequest\x1a\x1e.moorage.v1.GetHistoryResponse\x12Z\n\x0fRestartInstance\x12\".moorage.v1.RestartInstanceRequest\x1a#.moorage.v1.RestartInstanceResponse\x12Z\n\x0fPromoteInstance\x12\".moorage.v1.PromoteInstanceRequest\x1a#.moorage.v1.PromoteInstanceResponse\x12\x42\n\x07\x45xplain\x12\x1a.moorage.v1.ExplainRequest\x1a\x1b.moorage.v1.ExplainResponse\x12K\n\nCordonNode\x12\x1d.moorage.v1.CordonNodeRequest\x1a\x1e.moorage.v1.CordonNodeResponse\x12Z\n\x0f\x43reateJoinToken\x12\".moorage.v1.CreateJoinTokenRequest\x1a#.moorage.v1.CreateJoinTokenResponse\x12\x66\n\x13\x43reateOperatorToken\x12&.moorage.v1.CreateOperatorTokenRequest\x1a\'.moorage.v1.CreateOperatorTokenResponse\x12\x63\n\x12ListOperatorTokens\x12%.moorage.v1.ListOperatorTokensRequest\x1a&.moorage.v1.ListOperatorTokensResponse\x12\x66\n\x13RevokeOperatorToken\x12&.moorage.v1.RevokeOperatorTokenRequest\x1a\'.moorage.v1.RevokeOperatorTokenResponse\x12H\n\tListAudit\x12\x1c.moorage.v1.ListAuditRequest\x1a\x1d.moorage.v1.ListAuditResponse\x12W\n\x0eGetCredentials\x12!.moorage.v1.GetCredentialsRequest\x1a\".moorage.v1.GetCredentialsResponse\x12H\n\tGetStatus\x12\x1c.moorage.v1.GetStatusRequest\x1a\x1d.moorage.v1.GetStatusResponse\x12P\n\x0bWatchEvents\x12\x1e.moorage.v1.WatchEventsRequest\x1a\x1f.moorage.v1.WatchEventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.operator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=2800
-  _globals['_KIND']._serialized_end=2880
+  _globals['_KIND']._serialized_start=2887
+  _globals['_KIND']._serialized_end=2967
   _globals['_APPLYREQUEST']._serialized_start=40
   _globals['_APPLYREQUEST']._serialized_end=111
   _globals['_APPLYRESPONSE']._serialized_start=113
@@ -87,48 +87,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESTARTINSTANCEREQUEST']._serialized_end=1533
   _globals['_RESTARTINSTANCERESPONSE']._serialized_start=1535
   _globals['_RESTARTINSTANCERESPONSE']._serialized_end=1580
-  _globals['_EXPLAINREQUEST']._serialized_start=1582
-  _globals['_EXPLAINREQUEST']._serialized_end=1630
-  _globals['_EXPLAINRESPONSE']._serialized_start=1632
-  _globals['_EXPLAINRESPONSE']._serialized_end=1690
-  _globals['_CORDONNODEREQUEST']._serialized_start=1692
-  _globals['_CORDONNODEREQUEST']._serialized_end=1743
-  _globals['_CORDONNODERESPONSE']._serialized_start=1745
-  _globals['_CORDONNODERESPONSE']._serialized_end=1765
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=1767
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1820
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=1822
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=1862
-  _globals['_CREATEOPERATORTOKENREQUEST']._serialized_start=1864
-  _globals['_CREATEOPERATORTOKENREQUEST']._serialized_end=1920
-  _globals['_CREATEOPERATORTOKENRESPONSE']._serialized_start=1922
-  _globals['_CREATEOPERATORTOKENRESPONSE']._serialized_end=1978
-  _globals['_LISTOPERATORTOKENSREQUEST']._serialized_start=1980
-  _globals['_LISTOPERATORTOKENSREQUEST']._serialized_end=2007
-  _globals['_LISTOPERATORTOKENSRESPONSE']._serialized_start=2009
-  _globals['_LISTOPERATORTOKENSRESPONSE']._serialized_end=2080
-  _globals['_OPERATORTOKEN']._serialized_start=2082
-  _globals['_OPERATORTOKEN']._serialized_end=2173
-  _globals['_REVOKEOPERATORTOKENREQUEST']._serialized_start=2175
-  _globals['_REVOKEOPERATORTOKENREQUEST']._serialized_end=2218
-  _globals['_REVOKEOPERATORTOKENRESPONSE']._serialized_start=2220
-  _globals['_REVOKEOPERATORTOKENRESPONSE']._serialized_end=2275
-  _globals['_GETCREDENTIALSREQUEST']._serialized_start=2277
-  _globals['_GETCREDENTIALSREQUEST']._serialized_end=2328
-  _globals['_GETCREDENTIALSRESPONSE']._serialized_start=2331
-  _globals['_GETCREDENTIALSRESPONSE']._serialized_end=2490
-  _globals['_GETSTATUSREQUEST']._serialized_start=2492
-  _globals['_GETSTATUSREQUEST']._serialized_end=2510
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2512
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2552
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=2554
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=2628
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=2630
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=2671
-  _globals['_LISTAUDITREQUEST']._serialized_start=2673
-  _globals['_LISTAUDITREQUEST']._serialized_end=2721
-  _globals['_LISTAUDITRESPONSE']._serialized_start=2723
-  _globals['_LISTAUDITRESPONSE']._serialized_end=2798
-  _globals['_OPERATORSERVICE']._serialized_start=2883
-  _globals['_OPERATORSERVICE']._serialized_end=4677
+  _globals['_PROMOTEINSTANCEREQUEST']._serialized_start=1582
+  _globals['_PROMOTEINSTANCEREQUEST']._serialized_end=1620
+  _globals['_PROMOTEINSTANCERESPONSE']._serialized_start=1622
+  _globals['_PROMOTEINSTANCERESPONSE']._serialized_end=1667
+  _globals['_EXPLAINREQUEST']._serialized_start=1669
+  _globals['_EXPLAINREQUEST']._serialized_end=1717
+  _globals['_EXPLAINRESPONSE']._serialized_start=1719
+  _globals['_EXPLAINRESPONSE']._serialized_end=1777
+  _globals['_CORDONNODEREQUEST']._serialized_start=1779
+  _globals['_CORDONNODEREQUEST']._serialized_end=1830
+  _globals['_CORDONNODERESPONSE']._serialized_start=1832
+  _globals['_CORDONNODERESPONSE']._serialized_end=1852
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=1854
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1907
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=1909
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=1949
+  _globals['_CREATEOPERATORTOKENREQUEST']._serialized_start=1951
+  _globals['_CREATEOPERATORTOKENREQUEST']._serialized_end=2007
+  _globals['_CREATEOPERATORTOKENRESPONSE']._serialized_start=2009
+  _globals['_CREATEOPERATORTOKENRESPONSE']._serialized_end=2065
+  _globals['_LISTOPERATORTOKENSREQUEST']._serialized_start=2067
+  _globals['_LISTOPERATORTOKENSREQUEST']._serialized_end=2094
+  _globals['_LISTOPERATORTOKENSRESPONSE']._serialized_start=2096
+  _globals['_LISTOPERATORTOKENSRESPONSE']._serialized_end=2167
+  _globals['_OPERATORTOKEN']._serialized_start=2169
+  _globals['_OPERATORTOKEN']._serialized_end=2260
+  _globals['_REVOKEOPERATORTOKENREQUEST']._serialized_start=2262
+  _globals['_REVOKEOPERATORTOKENREQUEST']._serialized_end=2305
+  _globals['_REVOKEOPERATORTOKENRESPONSE']._serialized_start=2307
+  _globals['_REVOKEOPERATORTOKENRESPONSE']._serialized_end=2362
+  _globals['_GETCREDENTIALSREQUEST']._serialized_start=2364
+  _globals['_GETCREDENTIALSREQUEST']._serialized_end=2415
+  _globals['_GETCREDENTIALSRESPONSE']._serialized_start=2418
+  _globals['_GETCREDENTIALSRESPONSE']._serialized_end=2577
+  _globals['_GETSTATUSREQUEST']._serialized_start=2579
+  _globals['_GETSTATUSREQUEST']._serialized_end=2597
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2599
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2639
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=2641
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=2715
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=2717
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=2758
+  _globals['_LISTAUDITREQUEST']._serialized_start=2760
+  _globals['_LISTAUDITREQUEST']._serialized_end=2808
+  _globals['_LISTAUDITRESPONSE']._serialized_start=2810
+  _globals['_LISTAUDITRESPONSE']._serialized_end=2885
+  _globals['_OPERATORSERVICE']._serialized_start=2970
+  _globals['_OPERATORSERVICE']._serialized_end=4856
 # @@protoc_insertion_point(module_scope)

@@ -96,6 +96,11 @@ class OperatorServiceStub:
                 request_serializer=protos_dot_v1_dot_operator__pb2.RestartInstanceRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_operator__pb2.RestartInstanceResponse.FromString,
                 _registered_method=True)
+        self.PromoteInstance = channel.unary_unary(
+                '/moorage.v1.OperatorService/PromoteInstance',
+                request_serializer=protos_dot_v1_dot_operator__pb2.PromoteInstanceRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_operator__pb2.PromoteInstanceResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/moorage.v1.OperatorService/Explain',
                 request_serializer=protos_dot_v1_dot_operator__pb2.ExplainRequest.SerializeToString,
@@ -237,6 +242,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteInstance(self, request, context):
+        """Ends that a standby instance follows its remote primary: it gets a primary of its own. Cannot be taken back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """Why members are where they are, or why they cannot be placed.
         """
@@ -369,6 +381,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RestartInstance,
                     request_deserializer=protos_dot_v1_dot_operator__pb2.RestartInstanceRequest.FromString,
                     response_serializer=protos_dot_v1_dot_operator__pb2.RestartInstanceResponse.SerializeToString,
+            ),
+            'PromoteInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteInstance,
+                    request_deserializer=protos_dot_v1_dot_operator__pb2.PromoteInstanceRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_operator__pb2.PromoteInstanceResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -747,6 +764,33 @@ class OperatorService:
             '/moorage.v1.OperatorService/RestartInstance',
             protos_dot_v1_dot_operator__pb2.RestartInstanceRequest.SerializeToString,
             protos_dot_v1_dot_operator__pb2.RestartInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.OperatorService/PromoteInstance',
+            protos_dot_v1_dot_operator__pb2.PromoteInstanceRequest.SerializeToString,
+            protos_dot_v1_dot_operator__pb2.PromoteInstanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,8 @@ class OperatorServiceStub:
     """Changes of leadership of an instance, told in full."""
     RestartInstance: _aio.UnaryUnaryMultiCallable[_operator_pb2.RestartInstanceRequest, _operator_pb2.RestartInstanceResponse]
     """Asks for a rolling restart of an instance's engines."""
+    PromoteInstance: _aio.UnaryUnaryMultiCallable[_operator_pb2.PromoteInstanceRequest, _operator_pb2.PromoteInstanceResponse]
+    """Ends that a standby instance follows its remote primary: it gets a primary of its own. Cannot be taken back."""
     Explain: _aio.UnaryUnaryMultiCallable[_operator_pb2.ExplainRequest, _operator_pb2.ExplainResponse]
     """Why members are where they are, or why they cannot be placed."""
     CordonNode: _aio.UnaryUnaryMultiCallable[_operator_pb2.CordonNodeRequest, _operator_pb2.CordonNodeResponse]
@@ -163,6 +165,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_operator_pb2.RestartInstanceRequest, _abc.Awaitable[_operator_pb2.RestartInstanceResponse]],
     ) -> _abc.Awaitable[_operator_pb2.RestartInstanceResponse]:
         """Asks for a rolling restart of an instance's engines."""
+
+    @_abc_1.abstractmethod
+    def PromoteInstance(
+        self,
+        request: _operator_pb2.PromoteInstanceRequest,
+        context: _aio.ServicerContext[_operator_pb2.PromoteInstanceRequest, _abc.Awaitable[_operator_pb2.PromoteInstanceResponse]],
+    ) -> _abc.Awaitable[_operator_pb2.PromoteInstanceResponse]:
+        """Ends that a standby instance follows its remote primary: it gets a primary of its own. Cannot be taken back."""
 
     @_abc_1.abstractmethod
     def Explain(

@@ -98,6 +98,14 @@ class Cluster:
         assert result.returncode == 0, result.stderr
         return [line for line in result.stdout.splitlines() if line]
 
+    async def etcd_values(self, prefix: str) -> str:
+        """All keys and values with this prefix, as text."""
+        command = ["etcdctl", "--endpoints", self.etcd.endpoint, "get", "--prefix", prefix]
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        result = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=20, env=environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.decode(errors="replace")
+
     # --- clients --------------------------------------------------------------------------------------------------
 
     async def dsn(self, name: str = INSTANCE, *, read_only: bool = False) -> str:

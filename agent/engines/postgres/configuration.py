@@ -15,10 +15,10 @@ from agent.engines.files import make_owned_directory, write_owned
 from agent.engines.postgres import hba, settings
 from agent.engines.postgres.control import ControlFile
 from agent.engines.postgres.member import Member, own_os_user, slot_name
-from agent.engines.postgres.replication import conninfo_of_walreceiver
+from agent.engines.postgres.replication import REMOTE_CA, conninfo_of_walreceiver
 from agent.engines.troubles import Diagnosis, Trouble, TroubleError, diagnosis_of
 from core.log import EventLog
-from core.records import SyncRecord
+from core.records import REMOTE, SyncRecord
 
 log = EventLog("agent.settings")
 CHECK_WITHIN_S = 20.0
@@ -71,7 +71,7 @@ class Configuration:
             tls_dir=str(paths.tls) if member.tls else "",
             major=member.setup.offer.version,
             primary_conninfo=conninfo_of_walreceiver(member, upstream) if upstream else "",
-            primary_slot_name=slot_name(member.name) if upstream and self._has_slot_at(upstream.member) else "",
+            primary_slot_name=self._slot_at(upstream.member) if upstream else "",
             logical=member.logical,
             waits_for_slots=self._slots_of_successors() if not standby else (),
             durable=member.setup.durable,
@@ -88,9 +88,13 @@ class Configuration:
         strict = member.desired.replication.mode != "async" and member.desired.replication.strict
         return tuple(sorted(able & self.slots_active or (able if strict else ())))
 
-    def _has_slot_at(self, upstream: str) -> bool:
-        """A member that is to stream from a replica has its slot there; the leader it may fall back to keeps none."""
-        return self._member.desired.upstream in ("", upstream)
+    def _slot_at(self, upstream: str) -> str:
+        """A member that is to stream from a replica has its slot there; the leader it may fall back to keeps none. At
+        the remote primary it has what the document names."""
+        member = self._member
+        if upstream == REMOTE:
+            return member.desired.standby.slot if member.desired.standby is not None else ""
+        return slot_name(member.name) if member.desired.upstream in ("", upstream) else ""
 
     # --- parameters -------------------------------------------------------------------------------------------------
 
@@ -149,19 +153,28 @@ class Configuration:
         neighbours = [
             hba.Neighbour(node=p.node, address=p.address, tls=p.engine_tls) for p in member.peers if p.address
         ]
-        return hba.render_hba(own_address=member.setup.address, neighbours=neighbours, tls=member.tls)
+        return hba.render_hba(
+            own_address=member.setup.address,
+            neighbours=neighbours,
+            tls=member.tls,
+            user=member.replication_user,
+            followers=member.desired.followers,
+        )
 
     def _ident(self) -> str:
         member = self._member
         users = [own_os_user(), member.setup.run_as.name if member.setup.run_as else ""]
-        return hba.render_ident(os_users=users, nodes=[peer.node for peer in member.peers if peer.node])
+        nodes = [peer.node for peer in member.peers if peer.node]
+        return hba.render_ident(os_users=users, nodes=nodes, user=member.replication_user)
 
     def write_credentials(self) -> bool:
         """Certificate, key, CA and the password file, for the engine and its tools."""
         member, paths, owner = self._member, self._member.paths, self._member.setup.run_as
         make_owned_directory(paths.tls, owner)
-        password = member.secrets.replication_password.replace("\\", "\\\\").replace(":", "\\:")
+        password = member.replication_password.replace("\\", "\\\\").replace(":", "\\:")
         changed = [write_owned(paths.passfile, f"*:*:*:*:{password}\n".encode(), owner)]
+        if member.desired.standby is not None and member.desired.standby.ca:
+            changed.append(write_owned(paths.tls / REMOTE_CA, member.desired.standby.ca.encode(), owner))
         if member.tls and (files := member.setup.tls_files) is not None:
             pairs = ((files.cert, "node.crt"), (files.key, "node.key"), (files.ca, "ca.crt"))
             try:

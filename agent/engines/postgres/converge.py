@@ -78,7 +78,8 @@ class Convergence:
         """Slots, and the setting that names those which logical replication waits for: it may only name slots that
         exist, so it is written once they do."""
         member = self._member
-        wanted = {slot_name(peer.member) for peer in member.peers if _streams_from(peer, member, primary=primary)}
+        leads = primary or member.leads_standby
+        wanted = {slot_name(peer.member) for peer in member.peers if _streams_from(peer, member, leads=leads)}
         settled = await settle_slots(
             session, wanted=wanted, major=member.setup.offer.version, primary=primary, within_s=STATEMENT_S
         )
@@ -157,10 +158,10 @@ async def checkpoint(member: Member) -> None:
         await session.rows("CHECKPOINT", within_s=CHECKPOINT_WITHIN_S)
 
 
-def _streams_from(peer: PeerMember, member: Member, *, primary: bool) -> bool:
+def _streams_from(peer: PeerMember, member: Member, *, leads: bool) -> bool:
     """Whether the peer has a slot here. One that is to stream from a replica has it there and nowhere else: a slot that
     nobody uses holds log up to the limit."""
-    return peer.upstream == member.name if peer.upstream else primary
+    return peer.upstream == member.name if peer.upstream else leads
 
 
 async def in_recovery(session: Session) -> bool:

@@ -21,7 +21,7 @@ from agent.engines.tools import Toolbox
 from agent.local import read_record, write_atomically
 from agent.supervise.base import ProcessId
 from core.errors import EngineError
-from core.records import MemberDesired, MemberSecrets, PeerMember, to_json
+from core.records import REMOTE, MemberDesired, MemberSecrets, PeerMember, remote_peer, to_json
 
 SUPERUSER = "postgres"
 REPLICATION_USER = "moorage_replication"
@@ -81,7 +81,27 @@ class Member:
         """Logical slots are kept on the replicas too."""
         return self.logical and self.setup.offer.version >= CARRIED_OVER_FROM
 
+    @property
+    def replication_user(self) -> str:
+        """By whom members log in to each other. A standby instance has only the remote primary's roles: the one
+        it is followed by may replicate."""
+        remote = self.desired.standby
+        return remote.user if remote is not None else REPLICATION_USER
+
+    @property
+    def replication_password(self) -> str:
+        remote = self.desired.standby
+        return self.secrets.remote_password if remote is not None else self.secrets.replication_password
+
+    @property
+    def leads_standby(self) -> bool:
+        """Streams from the remote primary, and the other members from it."""
+        return self.label.upstream == REMOTE and self.is_standby()
+
     def peer(self, member: str) -> PeerMember | None:
+        if member == REMOTE:
+            remote = self.desired.standby
+            return remote_peer(remote) if remote is not None else None
         return next((peer for peer in self.peers if peer.member == member), None)
 
     def tell_peers(self, peers: tuple[PeerMember, ...]) -> None:
@@ -90,7 +110,7 @@ class Member:
 
     def remember_peer(self, peer: PeerMember) -> None:
         """A peer that was named in a call is known from then on, even if the list came without it."""
-        if self.peer(peer.member) is None:
+        if peer.member != REMOTE and self.peer(peer.member) is None:
             self.peers = (*self.peers, peer)
 
     def relabel(self, *, durable: bool = True, **changes: Any) -> None:

@@ -20,7 +20,7 @@ from agent.engines.base import EngineFacts
 from agent.engines.postgres import faults
 from agent.engines.postgres.configuration import Configuration
 from agent.engines.postgres.control import ControlFile, segment_name
-from agent.engines.postgres.member import REPLICATION_USER, Member
+from agent.engines.postgres.member import Member
 from agent.engines.postgres.process import Postmaster
 from agent.engines.postgres.replication import conninfo_of_walreceiver, leads_to
 from agent.engines.postgres.session import Row, Session
@@ -237,7 +237,7 @@ class Observer:
             known = self._remembered = Remembered(process=process, answered_at=now)
         try:
             session = await self._open(now)
-            row = await session.row(_QUERY, [REPLICATION_USER], within_s=ANSWER_S)
+            row = await session.row(_QUERY, [self._member.replication_user], within_s=ANSWER_S)
             engine = self._read(row, known)
             await self._measure(session, now)
         except (EngineError, UnavailableError, TimedOutError) as error:
@@ -371,7 +371,7 @@ class Observer:
             return bool(row["receiving"])
         if receiver is None or receiver["status"] != "streaming":
             return False
-        return peer is None or leads_to(receiver["conninfo"] or "", peer)
+        return peer is None or leads_to(self._member, receiver["conninfo"] or "", peer)
 
 
 def _text(diagnosis: Diagnosis | None) -> str:

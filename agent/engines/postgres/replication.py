@@ -17,17 +17,19 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from agent.engines.disk import PROBE_FILE
 from agent.engines.files import make_owned_directory, remove_tree, tree_bytes, write_owned
-from agent.engines.postgres.member import REPLICATION_USER, Member, slot_name
+from agent.engines.postgres.member import Member, slot_name
 from agent.engines.postgres.session import Session
 from agent.engines.postgres.slots import make_fresh
 from agent.ha.view import Fork
+from core.errors import EngineError
 from core.log import EventLog
 from core.positions import Lsn
-from core.records import PeerMember
+from core.records import REMOTE, PeerMember
 from core.status import Role
 
 log = EventLog("agent.replication")
 PEER_ANSWER_S = 5.0
+REMOTE_CA = "remote-ca.crt"
 COPY_BASE_S = 600.0
 COPY_BYTES_PER_S = 5 << 20  # a copy slower than this is broken, not slow
 ROOM_FACTOR = 1.2  # a copy beside the old directory needs its size and some log
@@ -43,18 +45,39 @@ _SETTLED = {  # a peer that vanished is noticed by the connection itself
 # --- connecting -----------------------------------------------------------------------------------------------------
 
 
-def _conninfo(peer: PeerMember, **more: str) -> dict[str, str]:
+def _conninfo(member: Member, peer: PeerMember, **more: str) -> dict[str, str]:
+    if peer.member == REMOTE:
+        return {**_of_remote(member), **_SETTLED, "connect_timeout": "10", **more}
     return {
         "host": peer.node,
         "hostaddr": peer.address,
         "port": str(peer.engine_port),
-        "user": REPLICATION_USER,
+        "user": member.replication_user,
         **_SETTLED,
         **more,
     }
 
 
+def _of_remote(member: Member) -> dict[str, str]:
+    """Of several hosts the one that accepts writes; a single one is followed whatever it is. The file with its
+    certificates is written beside ours."""
+    remote = member.desired.standby
+    if remote is None:
+        raise EngineError("follows no remote primary (any more)", object=member.subject)
+    pairs = [address.rpartition(":") for address in remote.hosts]
+    parameters = {
+        "host": ",".join(host.strip("[]") for host, _, _ in pairs),
+        "port": ",".join(port for _, _, port in pairs),
+        "user": remote.user,
+        "sslmode": remote.sslmode,
+        "target_session_attrs": "read-write" if len(pairs) > 1 else "any",
+    }
+    return {**parameters, "sslrootcert": str(member.paths.tls / REMOTE_CA)} if remote.ca else parameters
+
+
 def _tls_parameters(member: Member, peer: PeerMember, *, cert: Path, key: Path, ca: Path) -> dict[str, str]:
+    if peer.member == REMOTE:
+        return {}  # as the document says
     if not member.tls:
         return {"sslmode": "prefer"}
     identity = {"sslcert": str(cert), "sslkey": str(key)}
@@ -67,19 +90,25 @@ def conninfo_of_tools(member: Member, peer: PeerMember, **more: str) -> str:
     """For programs that run as the engine's user: with its copies of the credentials."""
     tls = member.paths.tls
     encryption = _tls_parameters(member, peer, cert=tls / "node.crt", key=tls / "node.key", ca=tls / "ca.crt")
-    return make_conninfo(**_conninfo(peer, passfile=str(member.paths.passfile), **encryption, **more))
+    return make_conninfo(**_conninfo(member, peer, passfile=str(member.paths.passfile), **encryption, **more))
 
 
 def conninfo_of_walreceiver(member: Member, peer: PeerMember) -> str:
     """primary_conninfo; the application name is what synchronous_standby_names and pg_stat_replication know. The
     database is for carrying over logical slots, which is done in SQL."""
+    if peer.member == REMOTE:
+        # Another name than a member's: the remote primary may be an instance whose sync set names members of its own.
+        return conninfo_of_tools(member, peer, application_name=member.subject.replace("/", "."))
     database = {"dbname": "postgres"} if member.carries_slots_over else {}
     return conninfo_of_tools(member, peer, application_name=member.name, **database)
 
 
-def leads_to(conninfo: str, peer: PeerMember) -> bool:
+def leads_to(member: Member, conninfo: str, peer: PeerMember) -> bool:
     """Whether a connection string is one to this peer."""
     parts = conninfo_to_dict(conninfo)
+    if peer.member == REMOTE:
+        remote = _of_remote(member)
+        return parts.get("host") == remote["host"] and str(parts.get("port")) == remote["port"]
     return parts.get("hostaddr") == peer.address and str(parts.get("port")) == str(peer.engine_port)
 
 
@@ -91,9 +120,9 @@ async def remote_session(member: Member, peer: PeerMember, *, walsender: bool) -
     if files is not None:
         encryption = _tls_parameters(member, peer, cert=files.cert, key=files.key, ca=files.ca)
     where = {"replication": "true"} if walsender else {"dbname": "postgres"}
-    password = {"password": member.secrets.replication_password} if member.secrets.replication_password else {}
+    password = {"password": member.replication_password} if member.replication_password else {}
     session = await Session.open(
-        _conninfo(peer, application_name="moorage-agent", **where, **encryption, **password),
+        _conninfo(member, peer, application_name="moorage-agent", **where, **encryption, **password),
         options={},
         within_s=PEER_ANSWER_S,
         subject=f"{member.subject} to {peer.member}",
@@ -152,7 +181,10 @@ async def copy_from(
     await asyncio.to_thread(remove, paths.incoming)
     await history(member, source)  # it answers and lets us in: only now may anything be given up for it
     slot: tuple[str, ...] = ()
-    if source.role is not Role.REPLICA:
+    if source.member == REMOTE:
+        given = member.desired.standby.slot if member.desired.standby is not None else ""
+        slot = ("--slot", given) if given else ()
+    elif source.role is not Role.REPLICA:
         async with remote_session(member, source, walsender=True) as session:
             await make_fresh(session, slot_name(member.name), PEER_ANSWER_S)
         slot = ("--slot", slot_name(member.name))

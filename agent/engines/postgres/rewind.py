@@ -42,7 +42,7 @@ from agent.ha.view import Fork
 from core.errors import EngineError, MoorageError, TimedOutError, UnavailableError, words
 from core.log import EventLog
 from core.positions import Lsn
-from core.records import PeerMember
+from core.records import REMOTE, PeerMember
 
 log = EventLog("agent.rewind")
 CHECKPOINT_WITHIN_S = 120.0
@@ -123,6 +123,8 @@ class Rejoin:
         if control.standby and control.position.lsn <= fork:
             await asyncio.to_thread(self._cut, tail, control)
             return f"{lost}, which were cut off"
+        if leader.member == REMOTE:
+            raise EngineError(f"{lost}; a remote primary is not asked for single files")
         await self._rewind(timeline)
         return f"{lost} and was rewound to timeline {timeline}"
 

@@ -100,7 +100,8 @@ class Declared:
 
     async def _users(self) -> dict[str, Row]:
         rows = await self._rows(
-            "SELECT rolname AS name, rolsuper AS superuser, rolcanlogin AS login, rolpassword AS verifier"
+            "SELECT rolname AS name, rolsuper AS superuser, rolcanlogin AS login, rolreplication AS replicates,"
+            " rolpassword AS verifier"
             " FROM pg_authid"
         )
         return {row["name"]: row for row in rows}
@@ -115,6 +116,9 @@ class Declared:
         if user.superuser != bool(known and known["superuser"]):
             word = sql.SQL("SUPERUSER" if user.superuser else "NOSUPERUSER")
             await self._rows(sql.SQL("ALTER ROLE {} {}").format(name, word))
+        followers = self._member.desired.followers
+        if followers is not None and followers.user == user.name and not (known and known["replicates"]):
+            await self._rows(sql.SQL("ALTER ROLE {} REPLICATION").format(name))
         verifier = self._member.secrets.verifiers.get(user.name)
         if verifier and verifier != (known["verifier"] if known else None):
             await self._rows(sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(verifier)))

@@ -34,7 +34,7 @@ from tests.support.builders import (
     standby,
     sync,
 )
-from tests.unit.agent import test_decide_following, test_decide_leaderless, test_decide_leading
+from tests.unit.agent import test_decide_following, test_decide_leaderless, test_decide_leading, test_decide_standby
 
 OVER = replace(HELD, fence_at=NOW)
 NO_LEASE = Lease()
@@ -272,13 +272,25 @@ def test_whoever_leads(case: Case) -> None:
 
 
 def test_every_reason_is_reached_by_a_named_case() -> None:
-    tables = (CASES, test_decide_leading.CASES, test_decide_following.CASES, test_decide_leaderless.CASES)
+    tables = (
+        CASES,
+        test_decide_leading.CASES,
+        test_decide_following.CASES,
+        test_decide_leaderless.CASES,
+        test_decide_standby.CASES,
+    )
     shown = {case.reason for table in tables for case in table}
     assert {reason.name for reason in set(Reason) - shown} == set()
 
 
 def test_sentences_are_told_once() -> None:
-    tables = (CASES, test_decide_leading.CASES, test_decide_following.CASES, test_decide_leaderless.CASES)
+    tables = (
+        CASES,
+        test_decide_leading.CASES,
+        test_decide_following.CASES,
+        test_decide_leaderless.CASES,
+        test_decide_standby.CASES,
+    )
     sentences = [case.sentence for table in tables for case in table]
     assert len(sentences) == len(set(sentences))
 

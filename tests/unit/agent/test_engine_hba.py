@@ -7,6 +7,7 @@ import ipaddress
 import pytest
 
 from agent.engines.postgres.hba import Neighbour, render_hba, render_ident
+from core.records import Followers
 
 N2 = Neighbour(node="n2", address="10.0.0.2", tls=True)
 N3 = Neighbour(node="n3", address="10.0.0.3", tls=False)
@@ -35,6 +36,38 @@ def verdict(hba: str, *, kind: str, database: str, user: str, source: str) -> st
 
 
 HBA = render_hba(own_address="10.0.0.1", neighbours=[N2, N3, V6], tls=True)
+WEST = Followers(user="west", networks=("10.9.0.0/16",))
+FOLLOWED = render_hba(own_address="10.0.0.1", neighbours=[N2], tls=True, followers=WEST)
+STANDBY = render_hba(own_address="10.0.0.1", neighbours=[N2, N3], tls=True, user="Far")
+
+
+@pytest.mark.parametrize(
+    ("kind", "database", "user", "source", "method"),
+    [
+        pytest.param("ssl", "replication", "west", "10.9.1.1", "scram-sha-256", id="a follower"),
+        pytest.param("plain", "replication", "west", "10.9.1.1", "none", id="not without TLS"),
+        pytest.param("ssl", "replication", "west", "10.8.1.1", "none", id="not from elsewhere"),
+        pytest.param("ssl", "replication", "app", "10.9.1.1", "none", id="no other role"),
+        pytest.param("ssl", "replication", "moorage_replication", "10.9.1.1", "none", id="nor as a member"),
+        pytest.param("ssl", "shop", "west", "10.9.1.1", "reject", id="nor into a database"),
+    ],
+)
+def test_whom_an_instance_lets_follow_it(kind: str, database: str, user: str, source: str, method: str) -> None:
+    assert verdict(FOLLOWED, kind=kind, database=database, user=user, source=source) == method
+
+
+@pytest.mark.parametrize(
+    ("kind", "database", "user", "source", "method"),
+    [
+        pytest.param("ssl", "replication", '"Far"', "10.0.0.2", "cert", id="a member comes as the remote's role"),
+        pytest.param("plain", "replication", '"Far"', "10.0.0.3", "scram-sha-256", id="by password without TLS"),
+        pytest.param("ssl", "shop", '"Far"', "10.0.0.2", "reject", id="into no database of users"),
+        pytest.param("ssl", "replication", "moorage_replication", "10.0.0.2", "none", id="there is no role of ours"),
+        pytest.param("ssl", "shop", "app", "10.0.0.2", "scram-sha-256", id="clients as ever"),
+    ],
+)
+def test_members_of_a_standby_instance(kind: str, database: str, user: str, source: str, method: str) -> None:
+    assert verdict(STANDBY, kind=kind, database=database, user=user, source=source) == method
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pytest
 
 from agent.routing import LeaderTrust, route_of
 from core.records import (
+    REMOTE,
     HaRecord,
     InstanceView,
     LeaderRecord,
     MemberDesired,
     PeerMember,
+    RemotePrimary,
     Replication,
     SwitchoverRequest,
 )
@@ -143,3 +145,23 @@ def test_without_a_view_there_is_a_route_without_servers() -> None:
 def test_a_route_is_strict_where_commits_must_not_be_acknowledged_alone(mode, strict, expected):
     desired = replace(DESIRED, replication=Replication(mode=mode, strict=strict))
     assert route_of(desired, None, writable_here=False, trust=TRUST).strict is expected
+
+
+def standby_view(*members: PeerMember) -> InstanceView:
+    return view(ha=HaRecord(term=4, leader="m2", standby=True), members=members)
+
+
+def test_all_members_of_a_standby_instance_serve_reads_and_none_takes_writes() -> None:
+    remote = RemotePrimary(hosts=("far:5432",), user="follower")
+    leader = peer("m2", streaming_from=REMOTE)
+    follows = replace(DESIRED, standby=remote)
+    route = route_of(follows, standby_view(peer("m1"), leader), writable_here=False, trust=TRUST)
+    assert (route.primary, route.follows) == (None, "far:5432")
+    assert [endpoint.member for endpoint in route.replicas] == ["m1", "m2"]
+    cut_off = replace(leader, state=MemberState.LAGGING, streaming_from="")
+    route = route_of(follows, standby_view(peer("m1"), cut_off), writable_here=False, trust=TRUST)
+    assert [endpoint.member for endpoint in route.replicas] == ["m1", "m2"], "the remote primary is away, not the data"
+    lagging = replace(peer("m1"), state=MemberState.LAGGING)
+    route = route_of(follows, standby_view(lagging, leader), writable_here=False, trust=TRUST)
+    assert [endpoint.member for endpoint in route.replicas] == ["m2"]
+    assert route_of(DESIRED, view(), writable_here=False, trust=TRUST).follows == ""

@@ -67,3 +67,17 @@ def test_the_steps_add_up_to_the_time_without_a_primary() -> None:
         ("promoted", 0.3),
         ("opened", 0.4),
     ]
+
+
+def test_in_a_standby_instance_nothing_is_lost_by_a_takeover() -> None:
+    line = told(ballot("m3", 900), ballot("m2"), standby=True)
+    assert line.ballots[0].endswith("follows the remote primary for the others")
+    assert line.loss.startswith("none")
+    assert told(standby=True, system_id="").ballots == ("m2 copies the remote primary's data",)
+
+
+def test_the_way_to_the_first_commit_begins_with_the_promotion() -> None:
+    takeover = Takeover(term=2, leaderless_since=10.0, acquired_at=11.0)
+    takeover.still_standby(500.0)
+    takeover.seen_primary(501.0, acknowledges=True)
+    assert [step.took_s for step in takeover.steps()] == [0.0, 1.0, 0.0]

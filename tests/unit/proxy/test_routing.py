@@ -152,3 +152,14 @@ def test_who_is_let_in_to_write_may_stay_at_that_moment(route, read_only, now, a
         assert still_valid(route, answer.endpoint, now)
     if isinstance(answer, Forward) and not read_only:
         assert answer.fenced
+
+
+def test_a_standby_instance_takes_no_writers_and_says_so_at_once():
+    route = replace(LEADERLESS, follows="far:5432")
+    told = verdict(route)
+    assert isinstance(told, Refuse)
+    assert told.sqlstate == "25006"
+    assert "follows far:5432" in told.message
+    assert verdict(route, read_only=True) == Forward(M2, fenced=False)
+    assert verdict(replace(route, replicas=()), read_only=True) == Hold("no member serves reads")
+    assert verdict(replace(ROUTE, follows="far:5432")) == Forward(M1, fenced=True)
