@@ -51,6 +51,8 @@ def route_of(
         strict=desired.replication.mode != "async" and desired.replication.strict,
         pooling=desired.clients.pooling,
         pools=desired.clients.pools,
+        clients_max=desired.clients.clients_max,
+        clients_per_user_max=desired.clients.clients_per_user_max,
         slow_query_ms=desired.clients.slow_query_ms,
         observers=desired.clients.observers,
     )

@@ -160,6 +160,8 @@ class ClientsDesired:
 
     pooling: Pooling = field(default_factory=Pooling)
     pools: tuple[PoolRule, ...] = ()
+    clients_max: int = 0
+    clients_per_user_max: int = 0
     slow_query_ms: int = 0
     observers: tuple[str, ...] = ()
 

@@ -80,7 +80,7 @@ class Route:
     pooling: Pooling = Pooling()
     pools: tuple[PoolRule, ...] = ()
     clients_max: int = 0  # of this instance, at the proxies of one node together; 0 = no bound of its own
-    clients_per_user_max: int = 0  # the same, of each user
+    clients_per_user_max: int = 0  # the same, of each user but observers
     client_idle_s: float = 0.0  # a client that asks nothing, outside of a transaction, is ended then; 0 = never
     idle_transaction_s: float = 0.0  # the same, inside of one; 0 = never
     slow_query_ms: int = 0  # what took longer is logged; 0 = nothing is

@@ -64,6 +64,11 @@ def _new(address: str) -> socket.socket:
     return sock
 
 
+def client_address(transport: asyncio.Transport) -> str:
+    """Empty when the client has gone before it was asked."""
+    return str((transport.get_extra_info("peername") or ("",))[0])
+
+
 def close_soon(transport: asyncio.Transport) -> asyncio.TimerHandle:
     """Close once what was written has gone out, by force when the peer does not take it."""
     transport.close()

@@ -45,6 +45,12 @@ def test_every_setting_arrives() -> None:
     assert told.slow_query_ms == 9
 
 
+def test_limits_arrive() -> None:
+    told = clients(limits={"clients": 500, "clients_per_user": 50})
+    assert (told.clients_max, told.clients_per_user_max) == (500, 50)
+    assert clients() == clients(limits={}) == clients(limits={"clients": 0, "clients_per_user": 0})
+
+
 def test_observers_are_those_who_see_as_much_in_the_engine_and_those_who_are_named() -> None:
     assert clients().observers == ("boss", "watcher")
     assert clients(observers=["named"]).observers == ("boss", "named", "watcher")
