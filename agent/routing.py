@@ -53,6 +53,9 @@ def route_of(
         pools=desired.clients.pools,
         clients_max=desired.clients.clients_max,
         clients_per_user_max=desired.clients.clients_per_user_max,
+        client_idle_s=desired.clients.client_idle_s,
+        idle_transaction_s=desired.clients.idle_transaction_s,
+        client_unread_s=desired.clients.client_unread_s,
         slow_query_ms=desired.clients.slow_query_ms,
         observers=desired.clients.observers,
     )

@@ -42,7 +42,7 @@ from proxy.leaving import Leaving, Standing
 log = EventLog("proxy.control")
 WRITE_TIMEOUT_S = 5.0
 QUESTION_BYTES_MAX = 64
-BOUNDS = ("clients_max", "clients_per_user_max")
+BOUNDS = ("clients_max", "clients_per_user_max", "client_idle_s", "idle_transaction_s", "client_unread_s")
 CLIENT_TLS = ("off", "prefer", "require")
 
 

@@ -36,6 +36,7 @@ from proxy.headcount import Count
 from proxy.inner_tls import InnerTls
 from proxy.leaving import Leaving, Standing
 from proxy.listeners import Listeners
+from proxy.sweeping import Sweep
 from proxy.table import Table
 
 log = EventLog("proxy.main")
@@ -111,11 +112,12 @@ async def serve(options: argparse.Namespace) -> None:
             log.info("proxy_started", address=options.address, pid=os.getpid(), clients_max=gate.limits.clients_max)
             async with asyncio.TaskGroup() as group:
                 listening = group.create_task(listeners.run(), name="listeners")
+                sweeping = group.create_task(Sweep(gate).run(), name="sweep")
                 over = group.create_task(leaving.over(), name="leaving")
                 over.add_done_callback(lambda _: stopping.set())
                 await stopping.wait()
-                listening.cancel()
-                over.cancel()
+                for task in (listening, sweeping, over):
+                    task.cancel()
             listeners.close()
             await drain(gate, options.drain_s)
         log.info("proxy_stopped", pid=os.getpid())

@@ -86,7 +86,7 @@ class Session(asyncio.Protocol):
         self.sharing = Sharing(self, gate) if shares else None
         self.statements = Statements(gate.library) if shares else None
         self._task: asyncio.Task[None] | None = None
-        self._full = False  # the client does not keep up
+        self.full = False  # the client does not keep up
         self._ended = False
         self._linger: asyncio.TimerHandle | None = None
 
@@ -219,7 +219,7 @@ class Session(asyncio.Protocol):
             self._settle()
 
     def pause_writing(self, *, full: bool = True) -> None:
-        self._full = full
+        self.full = full
         if self._link is not None:
             self._link.client_is_full(full)
 
@@ -248,7 +248,7 @@ class Session(asyncio.Protocol):
             self.told.tell(link.parameters)
         self._link, self._task, self.departure = link, None, None
         self.holding = self.asking.parked = False
-        link.client_is_full(self._full)
+        link.client_is_full(self.full)
         link.begin_relay()
         if self._link is not link:
             return
@@ -269,7 +269,7 @@ class Session(asyncio.Protocol):
         self._link = link
         link.serve(self)
         link.go_on()
-        if self._full:
+        if self.full:
             link.client_is_full(True)
 
     def let_go(self) -> None:

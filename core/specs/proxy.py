@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from core.routes import CLIENT_UNREAD_S
 from core.specs.common import Spec, check_unique
 
 CONNECTIONS_MAX = 10_000
@@ -115,6 +116,23 @@ class LimitsSpec(Spec):
     )
     clients_per_user: int = Field(
         default=0, ge=0, le=CLIENTS_MAX, description="The same, of each user, observers excepted; 0 = no bound"
+    )
+    idle_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=30 * DAY_S,
+        description="Seconds after which a client that asks nothing, outside of a transaction, is ended by 57P05; "
+        "0 = never",
+    )
+    idle_transaction_s: float = Field(
+        default=0.0, ge=0, le=30 * DAY_S, description="The same inside of a transaction, by 25P03; 0 = never"
+    )
+    unread_s: float = Field(
+        default=CLIENT_UNREAD_S,
+        ge=0,
+        le=30 * DAY_S,
+        description="Seconds after which a client is ended that takes nothing of what it was sent, while its server "
+        "waits for it; 0 = never",
     )
 
     @model_validator(mode="after")

@@ -48,7 +48,8 @@ rules = st.builds(PoolRule, pooling=poolings, user=st.sampled_from(["", "app"]),
 def test_a_table_comes_through_whole_whatever_is_at_its_default(
     pooling: Pooling, pools: list[PoolRule], paused: bool, slow: int, most: int
 ) -> None:
-    bounds = {"clients_max": most, "clients_per_user_max": 2 - most}
+    counts = {"clients_max": most, "clients_per_user_max": 2 - most}
+    bounds = {**counts, "client_idle_s": float(most), "client_unread_s": most * 300.0}
     one = route(pooling=pooling, pools=tuple(pools), paused=paused, slow_query_ms=slow, observers=("app",), **bounds)
     table = RouteTable(seq=3, routes=(one, Route(instance="a/b", rw_port=1, ro_port=2)))
     assert decode_table(encode(table)) == table

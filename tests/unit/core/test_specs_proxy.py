@@ -51,6 +51,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         orders({"limits": {"clients": 5, "clients_per_user": 6}}),
         "d: proxy.limits: clients_per_user is more than all clients together: 6 of 5",
     ),
+    (orders({"limits": {"idle_s": -0.5}}), "d: proxy.limits.idle_s: must be at least 0, got -0.5"),
     (orders({"observers": ["nobody"]}), "d: proxy.observers[0]: 'nobody' is not among the users; declare it there"),
     (orders({"observers": ["app", "app"]}), "d: proxy.observers: observers: 'app' occurs twice"),
     (
