@@ -15,7 +15,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, Literal
 
-from core.routes import Pooling, PoolRule
+from core.routes import CLIENT_UNREAD_S, Pooling, PoolRule
 from core.status import Condition, MemberState, Phase, Role
 
 ReplicationMode = Literal["async", "sync", "quorum"]
@@ -160,6 +160,11 @@ class ClientsDesired:
 
     pooling: Pooling = field(default_factory=Pooling)
     pools: tuple[PoolRule, ...] = ()
+    clients_max: int = 0
+    clients_per_user_max: int = 0
+    client_idle_s: float = 0.0
+    idle_transaction_s: float = 0.0
+    client_unread_s: float = CLIENT_UNREAD_S
     slow_query_ms: int = 0
     observers: tuple[str, ...] = ()
 

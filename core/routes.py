@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 from core.figures import Figures, unpacked
 
+CLIENT_UNREAD_S = 600.0  # longer than a program thinks about a part of its result
 MAX_LINE_BYTES = 16 << 20  # 10,000 routes of 1.6 KB; longer is a bug, not a table
 
 
@@ -80,9 +81,10 @@ class Route:
     pooling: Pooling = Pooling()
     pools: tuple[PoolRule, ...] = ()
     clients_max: int = 0  # of this instance, at the proxies of one node together; 0 = no bound of its own
-    clients_per_user_max: int = 0  # the same, of each user
+    clients_per_user_max: int = 0  # the same, of each user but observers
     client_idle_s: float = 0.0  # a client that asks nothing, outside of a transaction, is ended then; 0 = never
     idle_transaction_s: float = 0.0  # the same, inside of one; 0 = never
+    client_unread_s: float = CLIENT_UNREAD_S  # a client that takes nothing of what it was sent is ended then; 0 = never
     slow_query_ms: int = 0  # what took longer is logged; 0 = nothing is
     observers: tuple[str, ...] = ()  # users that may ask the proxy's own database
     follows: str = ""  # the remote primary of a standby instance: no member accepts writes

@@ -16,6 +16,7 @@ import math
 import os
 import socket
 from pathlib import Path
+from typing import cast
 
 from core.log import EventLog
 from core.routes import (
@@ -41,6 +42,7 @@ from proxy.leaving import Leaving, Standing
 log = EventLog("proxy.control")
 WRITE_TIMEOUT_S = 5.0
 QUESTION_BYTES_MAX = 64
+BOUNDS = ("clients_max", "clients_per_user_max", "client_idle_s", "idle_transaction_s", "client_unread_s")
 CLIENT_TLS = ("off", "prefer", "require")
 
 
@@ -183,6 +185,7 @@ def _examine(route: Route) -> None:
         *(name for name in ("expires_at_s", "hold_s") if not _is_number(getattr(route, name))),
         *(["client_tls"] if route.client_tls not in CLIENT_TLS else []),
         *(name for name in ("allow", "observers") if not all(map(_is_text, getattr(route, name)))),
+        *(name for name in BOUNDS if not _is_bound(getattr(route, name))),
         *(["slow_query_ms"] if not _is_number(route.slow_query_ms) else []),
         *(["pooling"] if not _is_pooling(route.pooling) else []),
         *(f"pools[{number}]" for number, rule in enumerate(route.pools) if not _is_rule(rule)),
@@ -202,6 +205,10 @@ def _is_port(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_bound(value: object) -> bool:
+    return _is_number(value) and cast(float, value) >= 0
 
 
 def _is_pooling(one: Pooling) -> bool:

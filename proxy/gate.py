@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from core.clock import Clock
 from core.log import EventLog
 from proxy.admin.facts import Shown
 from proxy.failures import Failures
+from proxy.headcount import Count, Headcount
 from proxy.inner_tls import InnerTls
 from proxy.keys import Keys
 from proxy.meters import Meters
@@ -89,6 +90,11 @@ class Tasks:
         return task
 
 
+async def _nowhere(_instance: str, _user: str) -> list[Count]:
+    """There are no siblings."""
+    return []
+
+
 @dataclass(slots=True, kw_only=True)
 class Gate:
     """One a process."""
@@ -105,6 +111,8 @@ class Gate:
     failures: Failures = field(init=False)
     limits: Limits = field(default_factory=Limits)
     tasks: Tasks = field(default_factory=Tasks)
+    headcount: Headcount = field(default_factory=Headcount)
+    counted_elsewhere: Callable[[str, str], Awaitable[list[Count]]] = _nowhere
     guests: set[Guest] = field(default_factory=set)
     cancels: Keys = field(default_factory=Keys)
     statements: Pool = field(default_factory=Pool)  # that sessions have prepared

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import os
 import resource
@@ -31,14 +32,17 @@ from proxy.certificate import Certificate
 from proxy.control import Control
 from proxy.family import Answer, Family, FamilySocket, Place, Request
 from proxy.gate import Gate, Limits
+from proxy.headcount import Count
 from proxy.inner_tls import InnerTls
 from proxy.leaving import Leaving, Standing
 from proxy.listeners import Listeners
+from proxy.sweeping import Sweep
 from proxy.table import Table
 
 log = EventLog("proxy.main")
 DRAIN_S = 5.0
 DRAIN_LOOK_S = 0.05
+COUNT_TIMEOUT_S = 0.5  # a sibling that does not say how many clients it has keeps a login waiting no longer
 FAREWELL_S = 1.0  # for last words to go out
 OTHER_FDS = 256  # listeners, control, log; the rest is two for each client
 
@@ -85,6 +89,8 @@ async def serve(options: argparse.Namespace) -> None:
     gate = make_gate(options, certificate)
     place = Place(generation=options.generation, index=options.index)
     family = Family(folder=options.siblings, place=place, processes=options.processes) if options.siblings else None
+    if family is not None:
+        gate.counted_elsewhere = functools.partial(counted_by_siblings, family)
     canceller = Canceller(gate, family)
     listeners = Listeners(gate, canceller.cancel, family)
     gate.table.on_listeners = listeners.changed
@@ -98,7 +104,7 @@ async def serve(options: argparse.Namespace) -> None:
     with pid_file(options.pid_file):
         with contextlib.ExitStack() as open_sockets:
             if family is not None:
-                beside = FamilySocket(place.path(family.folder), siblings_desk(listeners, leaving, canceller))
+                beside = FamilySocket(place.path(family.folder), siblings_desk(gate, listeners, leaving, canceller))
                 beside.start()
                 open_sockets.callback(beside.close)
             await control.start()
@@ -106,18 +112,19 @@ async def serve(options: argparse.Namespace) -> None:
             log.info("proxy_started", address=options.address, pid=os.getpid(), clients_max=gate.limits.clients_max)
             async with asyncio.TaskGroup() as group:
                 listening = group.create_task(listeners.run(), name="listeners")
+                sweeping = group.create_task(Sweep(gate).run(), name="sweep")
                 over = group.create_task(leaving.over(), name="leaving")
                 over.add_done_callback(lambda _: stopping.set())
                 await stopping.wait()
-                listening.cancel()
-                over.cancel()
+                for task in (listening, sweeping, over):
+                    task.cancel()
             listeners.close()
             await drain(gate, options.drain_s)
         log.info("proxy_stopped", pid=os.getpid())
 
 
 def siblings_desk(
-    listeners: Listeners, leaving: Leaving, canceller: Canceller
+    gate: Gate, listeners: Listeners, leaving: Leaving, canceller: Canceller
 ) -> Callable[[Request], Awaitable[Answer]]:
     """What this process does for its siblings."""
 
@@ -130,6 +137,9 @@ def siblings_desk(
             case "leave":
                 leaving.begin()
                 return Answer()
+            case "count":
+                count = gate.headcount.of(str(request["instance"]), str(request["user"]))
+                return Answer(fields={"instance": count.instance, "user": count.user})
             case "cancel":
                 key = (int(request["pid"]), bytes.fromhex(request["key"]))
                 return Answer(fields={"held": await canceller.cancel_here(key)})
@@ -137,6 +147,12 @@ def siblings_desk(
                 raise ValueError(f"a sibling asks for {other!r}")
 
     return answer
+
+
+async def counted_by_siblings(family: Family, instance: str, user: str) -> list[Count]:
+    """How many clients each of the others has."""
+    answers = await family.ask_all({"ask": "count", "instance": instance, "user": user}, COUNT_TIMEOUT_S)
+    return [Count(int(answer.fields["instance"]), int(answer.fields["user"])) for answer in answers]
 
 
 def make_gate(options: argparse.Namespace, certificate: Certificate) -> Gate:

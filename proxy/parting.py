@@ -7,6 +7,7 @@ import asyncio
 from typing import Protocol
 
 from core.log import EventLog
+from proxy.account import Account
 from proxy.asking import Asking
 from proxy.attaching import Lease
 from proxy.gate import Gate
@@ -36,6 +37,7 @@ class Leaver(Protocol):
     holding: bool
     lease: Lease | None
     bytes_in: int
+    account: Account
 
     @property
     def ended(self) -> bool: ...
@@ -48,6 +50,7 @@ class Leaver(Protocol):
     def look_for_server(self) -> None: ...
     def data_received(self, data: bytes) -> None: ...
     def let_go(self) -> None: ...
+    def end_with(self, farewell: bytes) -> None: ...
     def close(self) -> None: ...
 
 
@@ -121,6 +124,20 @@ def drop(link: ServerLink) -> None:
     link.abort()
     if home is not None:
         home.drop(link)
+
+
+def dismiss(session: Leaver, gate: Gate, farewell: bytes) -> None:
+    """It has been silent for too long. Outside of a transaction its connection serves the next one."""
+    _ = left_server(session, gate)
+    session.end_with(farewell)
+
+
+def give_up(session: Leaver, sqlstate: str) -> None:
+    """It does not read, so it cannot be told, and counts under this."""
+    session.account.meter.told(sqlstate)
+    session.close()
+    if session.transport is not None:
+        session.transport.abort()
 
 
 def turn_back(session: Leaver, gate: Gate) -> None:

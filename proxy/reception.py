@@ -17,14 +17,15 @@ from core.errors import UnavailableError
 from proxy.admin.facts import DATABASES
 from proxy.admin.guest import Observer
 from proxy.gate import Gate
+from proxy.headcount import Seat, bounded, no_room
 from proxy.postgres import refusals
 from proxy.postgres.authentication import Accepted, ClientAuthentication, Rejected
 from proxy.postgres.login import negotiation
 from proxy.postgres.scram import Login
 from proxy.postgres.startup import Cancel, DirectTls, First, Malformed, Startup, Wish, read_first
 from proxy.routing import Refuse, refused
-from proxy.session import Session, client_address
-from proxy.sockets import part_with
+from proxy.session import Session
+from proxy.sockets import client_address, part_with
 from proxy.tls import TlsTransport
 from proxy.verifiers import UnusableError
 
@@ -53,7 +54,8 @@ class Reception(asyncio.Protocol):
         self._shaking: asyncio.Task[None] | None = None  # the TLS handshake
         self._startup: Startup | None = None  # who it wants to be
         self._authentication: ClientAuthentication | None = None
-        self._looking: asyncio.Task[None] | None = None  # for its verifier
+        self._looking: asyncio.Task[None] | None = None  # for its verifier, later for room
+        self._seat: Seat | None = None  # once its password was right
         self._deadline: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._ended = False
@@ -103,6 +105,8 @@ class Reception(asyncio.Protocol):
         self._transport = None
         self._end()
         self._gate.gone(self)
+        if self._seat is not None:
+            self._seat.leave()
         if self._linger is not None:
             self._linger.cancel()
         for task in (self._shaking, self._looking):
@@ -235,7 +239,7 @@ class Reception(asyncio.Protocol):
             self._transport.write(progress.reply)
         match progress.outcome:
             case Accepted(login=login):
-                self._become_session(login, progress.reply, progress.rest)
+                self._let_in(login, progress.reply, progress.rest)
             case Rejected(reply_error=reply, why=why, wrong_password=wrong):
                 if wrong and self._startup is not None:
                     self._gate.failures.note(self._address, self._instance, self._startup.user)
@@ -244,29 +248,57 @@ class Reception(asyncio.Protocol):
             case None:
                 pass
 
-    def _become_session(self, login: Login, proof: bytes, early: bytes) -> None:
+    # --- whether there is room ------------------------------------------------------------------------------------
+
+    def _let_in(self, login: Login, proof: bytes, early: bytes) -> None:
         """`proof`: the last word of the authentication, not written yet."""
+        assert self._startup is not None
+        if self._startup.database in DATABASES and not self._read_only:
+            self._become_observer(proof, early)
+            return
+        seat = self._seat = self._gate.headcount.enter(self._instance, self._startup.user)
+        if bounded(self._gate.table.route(self._instance)):
+            self._authentication, self._buffer = None, bytearray(early)
+            way = self._look_for_room(login, proof, seat)
+            self._looking = self._gate.tasks.spawn(way, f"room {self._address}", self._abort)
+        else:
+            self._become_session(login, proof, early, seat)
+
+    async def _look_for_room(self, login: Login, proof: bytes, seat: Seat) -> None:
+        gate, instance, user = self._gate, seat.instance, seat.user
+        elsewhere = await gate.counted_elsewhere(instance, user)
+        if self._ended or self._transport is None:
+            return
+        no = no_room(gate.table.route(instance), user, [gate.headcount.of(instance, user), *elsewhere])
+        if no is None:
+            self._become_session(login, proof, bytes(self._buffer), seat)
+        else:
+            seat.leave()
+            self._refuse(refusals.error(no.sqlstate, no.message, no.hint), no.message)
+
+    def _become_observer(self, proof: bytes, early: bytes) -> None:
         assert self._transport is not None
         assert self._startup is not None
-        self._end()
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        if self._startup.database in DATABASES and not self._read_only:
-            observer = Observer(self._gate, self._transport, self._startup, instance=self._instance)
-            self._transport.write(proof)
-            self._hand_over(observer)
-            observer.begin(early)
-            return
+        self._settle_in()
+        observer = Observer(self._gate, self._transport, self._startup, instance=self._instance)
+        self._transport.write(proof)
+        self._hand_over(observer)
+        observer.begin(early)
+
+    def _become_session(self, login: Login, proof: bytes, early: bytes, seat: Seat) -> None:
+        assert self._transport is not None
+        assert self._startup is not None
+        self._settle_in()
         session = Session(
-            self._gate,
-            self._transport,
-            self._startup,
-            login,
-            instance=self._instance,
-            read_only=self._read_only,
-            tls=self._tls,
+            self._gate, self._transport, self._startup, login, seat, read_only=self._read_only, tls=self._tls
         )
         self._hand_over(session)
         session.begin(early, proof)
+
+    def _settle_in(self) -> None:
+        assert self._transport is not None
+        self._end()
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 
     def _hand_over(self, guest: Session | Observer) -> None:
         assert self._transport is not None

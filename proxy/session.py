@@ -19,6 +19,7 @@ from proxy.account import Account
 from proxy.asking import Asking
 from proxy.attaching import Departure, Lease, Offer, attach, took_free_one
 from proxy.gate import Gate
+from proxy.headcount import Seat
 from proxy.meters import NEVER
 from proxy.parting import drop, leave_if_rested, left_server, obstacle, said_goodbye, turn_back
 from proxy.postgres import refusals
@@ -32,7 +33,7 @@ from proxy.postgres.startup import Startup
 from proxy.postgres.statements import mutes
 from proxy.server import ServerLink
 from proxy.sharing import Sharing, replicates, shares_servers
-from proxy.sockets import LINGER_S, close_soon, part_with
+from proxy.sockets import LINGER_S, client_address, close_soon, part_with
 from proxy.table import Fence
 from proxy.told import Told
 from proxy.waiting import Waiting
@@ -47,12 +48,12 @@ class Session(asyncio.Protocol):
         transport: asyncio.Transport,
         startup: Startup,
         login: Login,
+        seat: Seat,
         *,
-        instance: str,
         read_only: bool,
         tls: bool,
     ) -> None:
-        self.instance = instance
+        self.instance = instance = seat.instance
         self.read_only = read_only
         self.endpoint: Endpoint | None = None
         self.fence: Fence | None = None
@@ -76,6 +77,7 @@ class Session(asyncio.Protocol):
         self.bytes_out = 0
         self._gate = gate
         self._table = gate.table
+        self._seat = seat
         self._now = gate.clock.now
         self._tls = tls
         self._link: ServerLink | None = None
@@ -84,7 +86,7 @@ class Session(asyncio.Protocol):
         self.sharing = Sharing(self, gate) if shares else None
         self.statements = Statements(gate.library) if shares else None
         self._task: asyncio.Task[None] | None = None
-        self._full = False  # the client does not keep up
+        self.full = False  # the client does not keep up
         self._ended = False
         self._linger: asyncio.TimerHandle | None = None
 
@@ -201,6 +203,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self._seat.leave()
         _ = self.waiting.end()
         self.asking.stop()
         if self._task is not None:
@@ -219,7 +222,7 @@ class Session(asyncio.Protocol):
             self._settle()
 
     def pause_writing(self, *, full: bool = True) -> None:
-        self._full = full
+        self.full = full
         if self._link is not None:
             self._link.client_is_full(full)
 
@@ -248,7 +251,7 @@ class Session(asyncio.Protocol):
             self.told.tell(link.parameters)
         self._link, self._task, self.departure = link, None, None
         self.holding = self.asking.parked = False
-        link.client_is_full(self._full)
+        link.client_is_full(self.full)
         link.begin_relay()
         if self._link is not link:
             return
@@ -269,7 +272,7 @@ class Session(asyncio.Protocol):
         self._link = link
         link.serve(self)
         link.go_on()
-        if self._full:
+        if self.full:
             link.client_is_full(True)
 
     def let_go(self) -> None:
@@ -369,6 +372,7 @@ class Session(asyncio.Protocol):
         if self._ended:
             return
         self._ended = True
+        self._seat.leave()
         if self.lease is not None:
             self.lease.withdraw()
         if self.sharing is not None:
@@ -396,8 +400,3 @@ class Session(asyncio.Protocol):
         if self.statements is not None:
             self.statements.release()
         self.told.ended()
-
-
-def client_address(transport: asyncio.Transport) -> str:
-    """Empty when the client has gone before it was asked."""
-    return str((transport.get_extra_info("peername") or ("",))[0])

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 
 KEEPALIVE_IDLE_S = 30  # with the two below: a vanished peer of an idle session is noticed within a minute
 KEEPALIVE_INTERVAL_S = 10
@@ -62,6 +65,22 @@ def _new(address: str) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+def client_address(transport: asyncio.Transport) -> str:
+    """Empty when the client has gone before it was asked."""
+    return str((transport.get_extra_info("peername") or ("",))[0])
+
+
+def unsent_bytes(transport: asyncio.Transport) -> int:
+    """That were written, and that the peer's kernel has not taken yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.is_closing():
+        return 0
+    in_kernel = 0
+    with contextlib.suppress(OSError):  # it is being closed
+        (in_kernel,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return transport.get_write_buffer_size() + in_kernel
 
 
 def close_soon(transport: asyncio.Transport) -> asyncio.TimerHandle:

@@ -61,6 +61,10 @@ class Waiting:
     def holds(self) -> bool:
         return bool(self._held)
 
+    @property
+    def waits(self) -> bool:
+        return self._since is not None
+
     def hold(self, data: bytes) -> None:
         """The client has said something that cannot be sent yet."""
         self._held += data

@@ -8,9 +8,11 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from core.routes import CLIENT_UNREAD_S
 from core.specs.common import Spec, check_unique
 
 CONNECTIONS_MAX = 10_000
+CLIENTS_MAX = 1_000_000
 DAY_S = 86_400
 RULES_MAX = 100  # each client is compared with all of them
 TRANSACTION_SIZE = 20  # of a pool in transaction mode whose size is left open
@@ -103,6 +105,44 @@ class PoolRuleSpec(PoolingSpec):
         return self.user in (None, other.user) and self.database in (None, other.database)
 
 
+class LimitsSpec(Spec):
+    """What bounds clients at the proxy: how many there may be, and for how long they may do nothing."""
+
+    clients: int = Field(
+        default=0,
+        ge=0,
+        le=CLIENTS_MAX,
+        description="Clients at one node at most; the next one is told 53300; 0 = as many as the proxy takes",
+    )
+    clients_per_user: int = Field(
+        default=0, ge=0, le=CLIENTS_MAX, description="The same, of each user, observers excepted; 0 = no bound"
+    )
+    idle_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=30 * DAY_S,
+        description="Seconds after which a client that asks nothing, outside of a transaction, is ended by 57P05; "
+        "0 = never",
+    )
+    idle_transaction_s: float = Field(
+        default=0.0, ge=0, le=30 * DAY_S, description="The same inside of a transaction, by 25P03; 0 = never"
+    )
+    unread_s: float = Field(
+        default=CLIENT_UNREAD_S,
+        ge=0,
+        le=30 * DAY_S,
+        description="Seconds after which a client is ended that takes nothing of what it was sent, while its server "
+        "waits for it; 0 = never",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.clients and self.clients_per_user > self.clients:
+            text = "clients_per_user is more than all clients together: {many} of {all}"
+            raise PydanticCustomError("limits", text, {"many": self.clients_per_user, "all": self.clients})
+        return self
+
+
 class ProxySpec(Spec):
     """How clients come in, and how they share server connections."""
 
@@ -113,6 +153,7 @@ class ProxySpec(Spec):
     pools: tuple[PoolRuleSpec, ...] = Field(
         default=(), max_length=RULES_MAX, description="Another pooling for some clients; the first one that fits counts"
     )
+    limits: LimitsSpec = Field(default_factory=LimitsSpec, description="What bounds clients")
     slow_query_ms: int = Field(
         default=0,
         ge=0,

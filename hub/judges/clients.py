@@ -19,6 +19,11 @@ def clients_of(spec: InstanceSpec) -> ClientsDesired:
             PoolRule(pooling=pooling_of(rule), user=rule.user or "", database=rule.database or "")
             for rule in proxy.pools
         ),
+        clients_max=proxy.limits.clients,
+        clients_per_user_max=proxy.limits.clients_per_user,
+        client_idle_s=proxy.limits.idle_s,
+        idle_transaction_s=proxy.limits.idle_transaction_s,
+        client_unread_s=proxy.limits.unread_s,
         slow_query_ms=proxy.slow_query_ms,
         observers=observers_of(spec),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from core.clock import moment
 from core.figures import BUCKETS, bucket_labels
-from core.routes import Pooling, Route
+from core.routes import CLIENT_UNREAD_S, Pooling, Route
 from proxy.admin.answers import Page, Value, table
 from proxy.admin.facts import DATABASES, ClientFacts, Facts, ServerFacts
 from proxy.admin.statistics import stats, stats_averages, stats_totals, totals
@@ -248,6 +248,7 @@ def _config(facts: Facts) -> Page:
         "moorage_instance": (route.instance, ""),
         "moorage_process": (facts.process, ""),
         "moorage_read_only_port": (route.ro_port, 0),
+        "moorage_client_unread_timeout": (_whole(route.client_unread_s), _whole(CLIENT_UNREAD_S)),
         "moorage_slow_query_ms": (route.slow_query_ms, 0),
     }
     return table(

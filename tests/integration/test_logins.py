@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,13 +13,17 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 import pytest_asyncio
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from core.ids import InstanceRef
+from hub.etcd import keys
 from proxy.verifiers import FRESH_S
-from tests.support.cluster import Cluster, running_cluster, short_root
+from tests.support.cluster import INSTANCE, Cluster, running_cluster, short_root
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+PACE_S = 1.2  # between two tries that may fail: ten failures within ten seconds are too many
+V3 = {**os.environ, "ETCDCTL_API": "3"}
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -96,6 +104,117 @@ async def test_a_password_changed_by_sql_is_in_force_within_a_moment(cluster: Cl
         assert time.monotonic() - changed_at < FRESH_S + 4
         for node in cluster.agents:
             assert "password authentication failed" in await refusal(cluster, node, user="changing", password="first")
+
+
+async def apply_users(cluster: Cluster, users: list[dict[str, object]], **proxy: object) -> None:
+    spec = (await cluster.show())["spec"]
+    file = cluster.root / "users.yaml"
+    file.write_text(json.dumps({**spec, "users": users, "proxy": {**spec["proxy"], **proxy}}))
+    await cluster.actl("apply", "-f", str(file))
+
+
+async def password_of(cluster: Cluster, user: str) -> str:
+    """As the hub tells it; empty while there is none."""
+    shown = await cluster.actl("instance", "connect", INSTANCE, "--user", user, "--print", check=False)
+    return str(conninfo_to_dict(shown.strip()).get("password", "")) if shown.strip() else ""
+
+
+async def everywhere(places: list[dict[str, str]], **changes: str) -> set[str]:
+    """What one is told through each node's proxy; only the user's name where one is let in."""
+
+    async def told(place: dict[str, str]) -> str:
+        try:
+            async with await psycopg.AsyncConnection.connect(**{**place, "connect_timeout": "10", **changes}) as one:
+                return one.info.user
+        except psycopg.OperationalError as error:
+            return str(error).rpartition("FATAL:")[2].strip()
+
+    return set(await asyncio.gather(*map(told, places)))
+
+
+async def test_users_of_the_document_come_change_and_go_with_every_proxy_running_on(cluster: Cluster) -> None:
+    users = (await cluster.show())["spec"]["users"]
+    proxies = {
+        path: path.read_text() for one in cluster.agents.values() for path in one.data_root.glob("proxy/proxy-*.pid")
+    }
+    assert len(proxies) >= len(cluster.agents)
+    places = list((await dsns(cluster)).values())
+    for place in places:
+        del place["engine_port"]
+    observe = {"user": "clerk", "dbname": "moorage"}
+
+    await apply_users(cluster, [*users, {"name": "clerk"}], observers=["clerk"])
+    await eventually(lambda: password_of(cluster, "clerk"), bool, within=20)
+    first = await password_of(cluster, "clerk")
+    here = {"user": "clerk", "password": first, "dbname": "postgres"}
+    await eventually(lambda: everywhere(places, **here), lambda told: told == {"clerk"}, within=20, every=PACE_S)
+    async with await psycopg.AsyncConnection.connect(**{**places[0], **here}, autocommit=True) as old:
+        # The hub makes the password anew, as it does for whoever has none.
+        secret = keys.secret(InstanceRef.parse(INSTANCE), "clerk")
+        command = ["etcdctl", "--endpoints", cluster.etcd.endpoint, "del", secret]
+        deleted = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True, env=V3)
+        assert deleted.stdout.strip() == "1"
+        second = await eventually(
+            lambda: password_of(cluster, "clerk"), lambda password: password not in ("", first), within=20
+        )
+        changed = {**here, "password": second}
+        await apply_users(cluster, [*users, {"name": "clerk"}], observers=[])
+        await eventually(lambda: everywhere(places, **changed), lambda told: told == {"clerk"}, within=30, every=PACE_S)
+        wrong = {'password authentication failed for user "clerk"'}
+        await eventually(lambda: everywhere(places, **here), lambda told: told == wrong, within=10, every=PACE_S)
+        assert (await (await old.execute("SELECT current_user")).fetchone()) == ("clerk",), "who is in stays in"
+
+    await apply_users(cluster, users)
+    told = {"user clerk may not ask the proxy's own database"}
+    await eventually(
+        lambda: everywhere(places, **observe, password=second),
+        lambda found: {one.partition("\n")[0] for one in found} == told,
+        within=20,
+    )
+    # A role that is declared no more is left alone in the engine, as everything that is not declared ...
+    assert await everywhere(places, **changed) == {"clerk"}
+    async with superuser(cluster) as connection:
+        await connection.execute("DROP ROLE clerk")
+    # ... and one that is not there is nobody, at once and everywhere.
+    await eventually(lambda: everywhere(places, **changed), lambda told: told == wrong, within=10, every=PACE_S)
+    assert {path: path.read_text() for path in proxies} == proxies
+
+
+def reached(parts: dict[str, str], **changes: str) -> str:
+    """By libpq itself: what kind of server one has come to; empty when none would do."""
+    connection = psycopg.pq.PGconn.connect(make_conninfo(**{**parts, "connect_timeout": "10", **changes}).encode())
+    try:
+        if connection.status != psycopg.pq.ConnStatus.OK:
+            return ""
+        answer = connection.exec_(b"SELECT CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END")
+        return (answer.get_value(0, 0) or b"").decode()
+    finally:
+        connection.finish()
+
+
+async def test_target_session_attrs_finds_its_server_among_the_proxies_of_all_members(cluster: Cluster) -> None:
+    parts = {name: str(value) for name, value in conninfo_to_dict(await cluster.dsn()).items()}
+    rw = parts["port"].split(",")[0]
+    ro = str(conninfo_to_dict(await cluster.dsn(read_only=True))["port"]).split(",")[0]
+    hosts = ",".join(agent.address for agent in cluster.agents.values())
+    expected = {
+        # read-write ports lead to the primary from every node, read-only ones to a standby ...
+        **{(f"{rw},{rw},{rw}", attrs): "primary" for attrs in ("any", "read-write", "primary", "prefer-standby")},
+        **{(f"{rw},{rw},{rw}", attrs): "" for attrs in ("read-only", "standby")},
+        **{(f"{ro},{ro},{ro}", attrs): "standby" for attrs in ("any", "read-only", "standby", "prefer-standby")},
+        **{(f"{ro},{ro},{ro}", attrs): "" for attrs in ("read-write", "primary")},
+        # ... and where both are named, the client finds the one that it wants, in whatever order.
+        **{(f"{ro},{rw},{ro}", attrs): "primary" for attrs in ("read-write", "primary")},
+        **{(f"{rw},{rw},{ro}", attrs): "standby" for attrs in ("read-only", "standby", "prefer-standby")},
+    }
+
+    async def found() -> dict[tuple[str, str], str]:
+        return {
+            (ports, attrs): await asyncio.to_thread(reached, parts, host=hosts, port=ports, target_session_attrs=attrs)
+            for ports, attrs in expected
+        }
+
+    await eventually(found, lambda one: one == expected, within=30)
 
 
 async def test_strangers_and_the_systems_own_roles_are_refused_alike(cluster: Cluster) -> None:

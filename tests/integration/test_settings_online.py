@@ -76,6 +76,10 @@ async def test_changed_settings_reach_the_proxy_and_old_sessions_stay() -> None:
         assert row == (7,)
         assert await backend(old) == its_backend
 
+        await apply(cluster, users=users[:1], proxy={"limits": {"clients": 1}})
+        await eventually(lambda: refusal(dsn), lambda why: "too many clients" in why, within=WITHIN_S)
+        assert await backend(old) == its_backend
+
         await apply(cluster, users=users[:1], proxy={})
         await eventually(lambda: refusal(dsn), lambda why: not why, within=WITHIN_S)
         await old.close()

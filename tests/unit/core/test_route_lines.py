@@ -44,10 +44,12 @@ poolings = st.builds(
 rules = st.builds(PoolRule, pooling=poolings, user=st.sampled_from(["", "app"]), database=st.sampled_from(["", "shop"]))
 
 
-@given(poolings, st.lists(rules, max_size=3), st.booleans(), st.integers(0, 2))
+@given(poolings, st.lists(rules, max_size=3), st.booleans(), st.integers(0, 2), st.integers(0, 2))
 def test_a_table_comes_through_whole_whatever_is_at_its_default(
-    pooling: Pooling, pools: list[PoolRule], paused: bool, slow: int
+    pooling: Pooling, pools: list[PoolRule], paused: bool, slow: int, most: int
 ) -> None:
-    one = route(pooling=pooling, pools=tuple(pools), paused=paused, slow_query_ms=slow, observers=("app",))
+    counts = {"clients_max": most, "clients_per_user_max": 2 - most}
+    bounds = {**counts, "client_idle_s": float(most), "client_unread_s": most * 300.0}
+    one = route(pooling=pooling, pools=tuple(pools), paused=paused, slow_query_ms=slow, observers=("app",), **bounds)
     table = RouteTable(seq=3, routes=(one, Route(instance="a/b", rw_port=1, ro_port=2)))
     assert decode_table(encode(table)) == table

@@ -45,6 +45,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         orders({"pools": [{"user": "app"}, {"size": 2}, {"database": "app"}]}),
         "d: proxy.pools: rule [2] is never used: all its clients fit rule [1] before it",
     ),
+    (orders({"limits": {"clients": -1}}), "d: proxy.limits.clients: must be at least 0, got -1"),
+    (orders({"limits": {"client": 5}}), "d: proxy.limits.client: is not a known field; did you mean 'clients'?"),
+    (
+        orders({"limits": {"clients": 5, "clients_per_user": 6}}),
+        "d: proxy.limits: clients_per_user is more than all clients together: 6 of 5",
+    ),
+    (orders({"limits": {"idle_s": -0.5}}), "d: proxy.limits.idle_s: must be at least 0, got -0.5"),
     (orders({"observers": ["nobody"]}), "d: proxy.observers[0]: 'nobody' is not among the users; declare it there"),
     (orders({"observers": ["app", "app"]}), "d: proxy.observers: observers: 'app' occurs twice"),
     (

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.codec import from_json
 from core.records import ClientsDesired, MemberDesired, to_json
-from core.routes import Pooling, PoolRule
+from core.routes import Pooling, PoolRule, Route
 from core.specs import InstanceSpec, parse_document
 from hub.judges.clients import clients_of
 
@@ -43,6 +43,15 @@ def test_every_setting_arrives() -> None:
     (rule,) = told.pools
     assert (rule.user, rule.database, rule.pooling.mode, rule.pooling.size) == ("app", "", "session", 3)
     assert told.slow_query_ms == 9
+
+
+def test_limits_arrive() -> None:
+    limits = {"clients": 500, "clients_per_user": 50, "idle_s": 7, "idle_transaction_s": 8, "unread_s": 9}
+    told = clients(limits=limits)
+    assert (told.clients_max, told.clients_per_user_max) == (500, 50)
+    assert (told.client_idle_s, told.idle_transaction_s, told.client_unread_s) == (7.0, 8.0, 9.0)
+    assert clients().client_unread_s == Route(instance="a/b", rw_port=1, ro_port=2).client_unread_s == 600.0
+    assert clients() == clients(limits={}) == clients(limits={"clients": 0, "clients_per_user": 0})
 
 
 def test_observers_are_those_who_see_as_much_in_the_engine_and_those_who_are_named() -> None:
