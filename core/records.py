@@ -162,6 +162,9 @@ class ClientsDesired:
     pools: tuple[PoolRule, ...] = ()
     slow_query_ms: int = 0
     observers: tuple[str, ...] = ()
+    lag_max_bytes: int | None = None  # a replica further behind is `late`; None = no bound
+    splits: bool = False
+    split_functions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +240,7 @@ class ObservedMember:
     message: str = ""
     notices: tuple[MemberNotice, ...] = ()
     unfit: bool = False  # it must not lead as things are, such as on a full disk
+    late: bool = False  # a replica that is too far behind to take reads
     since: float = 0.0
 
 
@@ -411,6 +415,7 @@ class PeerMember:
     engine_tls: bool = False
     streaming_from: str = ""
     unfit: bool = False  # it must not lead as things are, such as on a full disk
+    late: bool = False  # a replica that is too far behind to take reads
     no_failover: bool = False
     priority: int = 0
     no_load_balance: bool = False

@@ -182,7 +182,7 @@ def _examine(route: Route) -> None:
         *(name for name in ("rw_port", "ro_port") if not _is_port(getattr(route, name))),
         *(name for name in ("expires_at_s", "hold_s") if not _is_number(getattr(route, name))),
         *(["client_tls"] if route.client_tls not in CLIENT_TLS else []),
-        *(name for name in ("allow", "observers") if not all(map(_is_text, getattr(route, name)))),
+        *(name for name in ("allow", "observers", "split_functions") if not all(map(_is_text, getattr(route, name)))),
         *(["slow_query_ms"] if not _is_number(route.slow_query_ms) else []),
         *(["pooling"] if not _is_pooling(route.pooling) else []),
         *(f"pools[{number}]" for number, rule in enumerate(route.pools) if not _is_rule(rule)),

@@ -20,6 +20,9 @@ def clients_of(spec: InstanceSpec) -> ClientsDesired:
             for rule in proxy.pools
         ),
         slow_query_ms=proxy.slow_query_ms,
+        lag_max_bytes=proxy.reads.lag_max_bytes,
+        splits=proxy.splitting == "statements",
+        split_functions=proxy.splitting_functions,
         observers=observers_of(spec),
     )
 
