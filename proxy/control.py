@@ -37,6 +37,7 @@ from core.routes import (
 )
 from proxy.gate import Gate
 from proxy.leaving import Leaving, Standing
+from proxy.splitting import verdicts_of
 
 log = EventLog("proxy.control")
 WRITE_TIMEOUT_S = 5.0
@@ -127,6 +128,8 @@ class Control:
             return asked
         table = read_table(line)
         self._gate.table.replace(table)
+        if any(route.splits for route in table.routes):
+            _ = verdicts_of(self._gate)  # a parser that is missing is told now, not when the first client comes
         self._gate.meters.wish({route.instance: route.slow_query_ms / 1000 for route in table.routes})
         return table.seq
 

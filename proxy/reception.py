@@ -23,8 +23,8 @@ from proxy.postgres.login import negotiation
 from proxy.postgres.scram import Login
 from proxy.postgres.startup import Cancel, DirectTls, First, Malformed, Startup, Wish, read_first
 from proxy.routing import Refuse, refused
-from proxy.session import Session, client_address
-from proxy.sockets import part_with
+from proxy.session import Session
+from proxy.sockets import client_address, part_with
 from proxy.tls import TlsTransport
 from proxy.verifiers import UnusableError
 

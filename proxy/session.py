@@ -32,7 +32,8 @@ from proxy.postgres.startup import Startup
 from proxy.postgres.statements import mutes
 from proxy.server import ServerLink
 from proxy.sharing import Sharing, replicates, shares_servers
-from proxy.sockets import LINGER_S, close_soon, part_with
+from proxy.sockets import LINGER_S, client_address, close_soon, part_with
+from proxy.splitting import speaks_amiss
 from proxy.table import Fence
 from proxy.told import Told
 from proxy.waiting import Waiting
@@ -137,8 +138,11 @@ class Session(asyncio.Protocol):
         link, now = self._link, self._now()
         if data[-5:] == TERMINATE and said_goodbye(self, self._gate, data):
             return
-        if link is None and self.sharing is not None and not self._ended:
-            link = self.sharing.take(data, now)
+        if self.sharing is not None and not self._ended:
+            if link is None:
+                link = self.sharing.take(data, now)
+            elif self.sharing.splitting.active and not (data := self.sharing.splitting.next(link, data)):
+                return
         if link is None or self.holding:
             self._hold(data)
             return
@@ -157,8 +161,7 @@ class Session(asyncio.Protocol):
             account.start(now)
             if account.wishes.slow_s < NEVER:
                 account.remember(data)
-        if requests.muted and fence is not None and fence.strict:
-            self.end_with(refusals.MUTED)
+        if (requests.muted or requests.locks) and speaks_amiss(self, self.sharing):
             return
         link.write(out)
         if statements is not None and (statements.waits or statements.lost) and self.sharing is not None:
@@ -333,6 +336,8 @@ class Session(asyncio.Protocol):
         self.holding = False
         self.asking.stop()
         drop(link)
+        if self.sharing is not None and self.sharing.left():
+            return
         if self.sharing is None or self.sharing.pinned or self.waiting.holds:
             self.look_for_server()
 
@@ -393,8 +398,3 @@ class Session(asyncio.Protocol):
         if self.statements is not None:
             self.statements.release()
         self.told.ended()
-
-
-def client_address(transport: asyncio.Transport) -> str:
-    """Empty when the client has gone before it was asked."""
-    return str((transport.get_extra_info("peername") or ("",))[0])

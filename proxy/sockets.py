@@ -88,3 +88,8 @@ def read_on(transport: asyncio.Transport | None, go: bool) -> None:
             transport.resume_reading()
         else:
             transport.pause_reading()
+
+
+def client_address(transport: asyncio.Transport) -> str:
+    """Empty when the client has gone before it was asked."""
+    return str((transport.get_extra_info("peername") or ("",))[0])

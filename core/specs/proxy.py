@@ -129,8 +129,8 @@ class ProxySpec(Spec):
     reads: ReadsSpec = Field(default_factory=ReadsSpec, description="Which replicas take reads")
     splitting: Literal["off", "statements"] = Field(
         default="off",
-        description="statements: on the read-write port, for clients in transaction mode, statements that only read and "
-        "transactions begun READ ONLY go to replicas, where they may see data that is a moment old",
+        description="statements: on the read-write port, for clients in transaction mode, statements that only read "
+        "and transactions begun READ ONLY go to replicas, where they may see data that is a moment old",
     )
     splitting_functions: tuple[str, ...] = Field(
         default=(),

@@ -48,6 +48,7 @@ rules = st.builds(PoolRule, pooling=poolings, user=st.sampled_from(["", "app"]),
 def test_a_table_comes_through_whole_whatever_is_at_its_default(
     pooling: Pooling, pools: list[PoolRule], paused: bool, slow: int
 ) -> None:
-    one = route(pooling=pooling, pools=tuple(pools), paused=paused, slow_query_ms=slow, observers=("app",), split_functions=("f",))
+    names = {"observers": ("app",), "split_functions": ("f",)}
+    one = route(pooling=pooling, pools=tuple(pools), paused=paused, slow_query_ms=slow, **names)
     table = RouteTable(seq=3, routes=(one, Route(instance="a/b", rw_port=1, ro_port=2)))
     assert decode_table(encode(table)) == table

@@ -54,8 +54,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (orders({"splitting": True}), "d: proxy.splitting: must be 'off' or 'statements', got true"),
     (
         orders({"splitting": "statements"}),
-        "d: proxy.splitting: 'statements' is for clients in transaction mode, and nobody is in it; set pooling.mode, or "
-        "the mode of one of pools, to transaction, or splitting to off",
+        "d: proxy.splitting: 'statements' is for clients in transaction mode, and nobody is in it; set pooling.mode, "
+        "or the mode of one of pools, to transaction, or splitting to off",
     ),
     (
         orders({"splitting_functions": ["total()"]}),
