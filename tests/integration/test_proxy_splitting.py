@@ -144,7 +144,7 @@ async def test_reads_go_to_the_replica_and_all_else_to_the_primary(proxy, server
             assert await value(client, WHERE + " || %s", "?", prepare=True) == "m2?"
         assert await value(client, WHERE + " FROM items FOR UPDATE LIMIT 1") == "m1"
         assert await value(client, WHERE + " FROM pg_class LIMIT 1") == "m1"
-        assert await value(client, f"SELECT coalesce(total(1), 0) || ({WHERE})") == "0m2", "it is listed"
+        assert await value(client, f"SELECT left(total(1)::text, 0) || ({WHERE})") in ("m2", None), "it is listed"
         assert await value(client, WHERE + " || coalesce(pg_backend_pid() * 0, 0)") == "m10", "not in the list"
         assert await value(client, "SHOW cluster_name") == "m1"
         assert await value(client, WHERE + "; SELECT 1") == "m1", "several statements are one transaction"
@@ -275,6 +275,45 @@ async def test_what_a_client_says_behind_a_read_waits_for_its_answer(proxy, serv
     assert m1.value("SELECT array_agg(id ORDER BY id) FROM written") == [7, 8]
 
 
+# The proxy takes it for one that might leave something behind, and asks the server.
+DOUBTFUL = "SELECT count(*) FROM items, pg_sleep(0.3) WHERE name <> 'pg_temp'"
+
+
+async def test_what_waits_behind_a_read_goes_on_though_the_server_is_asked_something(proxy, servers):
+    m1, m2 = servers
+    m1.value("TRUNCATE written")
+    client = await RawClient.connect(proxy.rw_port)
+    client.send(query(DOUBTFUL))
+    await runs_at(m2, "pg_temp")
+    client.send(query("INSERT INTO written VALUES (1)") + query("SHOW cluster_name"))
+    assert ["".join(kind for kind, _ in await client.until("Z")) for _ in range(3)] == ["TDCZ", "CZ", "TDCZ"]
+    client.close()
+
+
+async def test_a_replica_that_dies_while_it_is_asked_ends_the_client_and_runs_nothing(proxy, servers):
+    m1, m2 = servers
+    m1.value("TRUNCATE written")
+    with psycopg.connect(m1.dsn()) as locker:
+        locker.execute("LOCK TABLE pg_depend IN ACCESS EXCLUSIVE MODE")  # which the proxy's question reads
+        m1.value("INSERT INTO parts VALUES (0)")  # so that the log is written, and the replica has the lock
+        await replayed(servers)
+        client = await RawClient.connect(proxy.rw_port)
+        client.send(query(DOUBTFUL))
+        await runs_at(m2, "pg_temp")
+        client.send(query("INSERT INTO written VALUES (1)"))
+        assert (await client.until("Z"))[-2][0] == "C"
+        await runs_at(m2, "WITH carried")
+        m2.kill()
+        try:
+            rest = await client.rest()
+            assert error_fields(rest[5:])["C"] == "57P01", "what it carries was not known yet"
+            assert m1.value("SELECT count(*) FROM written") == 0
+        finally:
+            locker.rollback()
+            m2.start()
+    client.close()
+
+
 async def test_what_would_mean_nothing_at_a_replica_is_refused_in_a_read_only_transaction(proxy, servers):
     async def ended(*statements: str) -> dict[str, str]:
         client = await RawClient.connect(proxy.rw_port)
@@ -324,9 +363,18 @@ async def test_without_a_replica_that_serves_the_primary_does(proxy, servers):
         assert await value(client, WHERE) == "m1", "it has its connection to itself"
 
 
-@pytest.mark.parametrize("protocol", ["simple", "extended", "prepared"])
-async def test_pgbench_reads_and_writes(proxy, servers, protocol, tmp_path):
-    m1 = servers[0]
+@pytest.mark.parametrize(
+    ("protocol", "changes"),
+    [
+        ("simple", {}),
+        ("extended", {"strict": True}),
+        ("prepared", {"pooling": Pooling(mode="transaction", size=1, queue_timeout_s=20.0)}),
+        ("prepared", {"pooling": Pooling(mode="transaction", size=3, reset="always")}),
+    ],
+)
+async def test_pgbench_reads_and_writes(proxy, servers, protocol, changes, tmp_path):
+    m1, m2 = servers
+    await proxy.send(proxy.route(m1, replicas=(m2.endpoint,), **{"pooling": SHARED, "splits": True, **changes}))
     m1.value("DROP TABLE IF EXISTS counted; CREATE TABLE counted (n int, by int); INSERT INTO counted VALUES (1, 0)")
     await replayed(servers)
     script = tmp_path / "script.sql"
