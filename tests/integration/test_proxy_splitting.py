@@ -20,8 +20,10 @@ from proxy.postgres.verdicts import Kind, judge
 from tests.support.ports import free_port
 from tests.support.proxy import (
     ADDRESS,
+    APP_PASSWORD,
     BIN,
     OWNER_PASSWORD,
+    VERIFIERS,
     Proxy,
     RawClient,
     Server,
@@ -217,6 +219,16 @@ async def test_what_a_replica_refuses_or_does_not_know_yet_runs_at_the_primary_o
             assert await value(client, WHERE + " || count(*) FROM fresh") == "m10"
             for _ in range(2):
                 assert await value(client, WHERE + " || count(*) || %s FROM fresh", "!", prepare=True) == "m10!"
+            m1.value(f"CREATE ROLE latecomer LOGIN PASSWORD '{VERIFIERS['app']}'")
+            await proxy.declare(latecomer=VERIFIERS["app"])
+            async with await proxy.connect(user="latecomer", password=APP_PASSWORD) as late:
+                assert await value(late, WHERE) == "m1", "the replica does not know the role yet"
+                assert await value(late, WHERE) == "m1"
+            async with await proxy.connect() as acting:
+                await acting.execute("SET ROLE latecomer")
+                assert await value(acting, "SELECT 1") == 1
+                for _ in range(2):
+                    assert await value(acting, f"SELECT current_user || ({WHERE})") == "latecomerm1"
             raw = await RawClient.connect(proxy.rw_port)
             raw.send(parse(b"mine", b"SELECT id FROM fresh") + run(b"mine") + SYNC)
             assert [kind for kind, _ in await raw.until("Z")] == ["1", "2", "C", "Z"], "nothing of the first try"
