@@ -20,7 +20,7 @@ from proxy.asking import Asking
 from proxy.attaching import Departure, Lease, Offer, attach, took_free_one
 from proxy.gate import Gate
 from proxy.meters import NEVER
-from proxy.parting import drop, leave_if_rested, left_server, obstacle, said_goodbye, turn_back
+from proxy.parting import drop, go_on_without, leave_if_rested, left_server, obstacle, said_goodbye, turn_back
 from proxy.postgres import refusals
 from proxy.postgres.login import is_ordinary
 from proxy.postgres.messages import TERMINATE
@@ -332,14 +332,7 @@ class Session(asyncio.Protocol):
         if why is not None:
             self.end_with(farewell(why))
             return
-        self.let_go()
-        self.holding = False
-        self.asking.stop()
-        drop(link)
-        if self.sharing is not None and self.sharing.left():
-            return
-        if self.sharing is None or self.sharing.pinned or self.waiting.holds:
-            self.look_for_server()
+        go_on_without(self, link)
 
     def shut_down(self) -> None:
         if self._link is None and (self.sharing is None or not self.kept):
