@@ -62,11 +62,12 @@ class Reporter:
         """What the hub shows of the member. A report that was held up on its way may have overwritten a later one: tell
         it again."""
         last = self._last.get(ref)
-        if last is not None and (last.state, last.role, last.timeline, last.streaming_from) != (
+        if last is not None and (last.state, last.role, last.timeline, last.streaming_from, last.late) != (
             member.state,
             member.role,
             member.timeline,
             member.streaming_from,
+            member.late,
         ):
             self._due.add(ref)
             self._work.set()

@@ -59,6 +59,8 @@ def route_of(
         slow_query_ms=desired.clients.slow_query_ms,
         observers=desired.clients.observers,
         follows=str(desired.standby) if desired.standby and view and view.ha.standby else "",
+        splits=desired.clients.splits,
+        split_functions=desired.clients.split_functions,
     )
 
 
@@ -91,11 +93,21 @@ def _readers(view: InstanceView) -> tuple[Endpoint, ...]:
 
 
 def _serves_reads(member: PeerMember, view: InstanceView) -> bool:
-    """A running replica on a node that is heard of. While nobody leads it may still serve what it has."""
+    """A running replica on a node that is heard of, and not too far behind by its own agent's word. While nobody leads
+    it may still serve what it has."""
     if view.ha.standby and member.alive and member.role is Role.REPLICA and member.state is MemberState.LAGGING:
         return view.leader is not None and view.leader.member == member.member  # without the remote primary it reads on
     follows = view.leader is None or member.streaming_from in ("", view.leader.member, member.upstream, REMOTE)
-    return member.alive and member.role is Role.REPLICA and member.state is MemberState.RUNNING and follows
+    running = member.role is Role.REPLICA and member.state is MemberState.RUNNING
+    return member.alive and running and follows and not member.late
+
+
+def is_late(lag_bytes: int, max_bytes: int | None, *, was: bool) -> bool:
+    """Whether a replica is too far behind to take reads. One that `was` has to come well within the bound first: reads
+    would come and go with every burst of writes."""
+    if max_bytes is None:
+        return False
+    return lag_bytes > (max_bytes // 2 if was else max_bytes)
 
 
 def _endpoint(member: PeerMember) -> Endpoint:

@@ -167,6 +167,9 @@ class ClientsDesired:
     client_unread_s: float = CLIENT_UNREAD_S
     slow_query_ms: int = 0
     observers: tuple[str, ...] = ()
+    lag_max_bytes: int | None = None  # a replica further behind is `late`; None = no bound
+    splits: bool = False
+    split_functions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +273,7 @@ class ObservedMember:
     message: str = ""
     notices: tuple[MemberNotice, ...] = ()
     unfit: bool = False  # it must not lead as things are, such as on a full disk
+    late: bool = False  # a replica that is too far behind to take reads
     since: float = 0.0
 
 
@@ -446,6 +450,7 @@ class PeerMember:
     engine_tls: bool = False
     streaming_from: str = ""
     unfit: bool = False  # it must not lead as things are, such as on a full disk
+    late: bool = False  # a replica that is too far behind to take reads
     no_failover: bool = False
     priority: int = 0
     no_load_balance: bool = False

@@ -88,6 +88,8 @@ class Route:
     slow_query_ms: int = 0  # what took longer is logged; 0 = nothing is
     observers: tuple[str, ...] = ()  # users that may ask the proxy's own database
     follows: str = ""  # the remote primary of a standby instance: no member accepts writes
+    splits: bool = False  # reads of clients in transaction mode go to replicas though they come by `rw_port`
+    split_functions: tuple[str, ...] = ()  # of the instance's own: calls of these are reads
 
     def pooling_of(self, user: str, database: str) -> Pooling:
         for rule in self.pools:
@@ -275,6 +277,7 @@ def _route(raw: dict[str, Any]) -> Route:
         replicas=tuple(Endpoint(**item) for item in replicas),
         allow=tuple(raw.pop("allow", ())),
         observers=tuple(raw.pop("observers", ())),
+        split_functions=tuple(raw.pop("split_functions", ())),
         pooling=Pooling(**raw.pop("pooling", {})),
         pools=tuple(PoolRule(**(rule | {"pooling": Pooling(**rule["pooling"])})) for rule in rules),
         **raw,

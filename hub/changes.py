@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-SIZE_FIELDS = frozenset({"memory", "disk", "max_failover_lag"})
+SIZE_FIELDS = frozenset({"memory", "disk", "max_failover_lag", "lag_max_bytes"})
 _UNITS = (("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10))
 
 Spec = Mapping[str, object]

@@ -270,6 +270,8 @@ async def _dial(session: Traveller, gate: Gate, offer: Offer) -> str:
         failed = await _restore(session, link)
     if session.ended:
         return ""
+    if failed and _is_split_off(session):
+        return f"{endpoint.member}: {failed}"
     if failed or _was_sent_away(session, endpoint):
         _end(session, failed)
         return ""
@@ -279,6 +281,11 @@ async def _dial(session: Traveller, gate: Gate, offer: Offer) -> str:
     session.dialing = None
     session.relay(link, notices)
     return ""
+
+
+def _is_split_off(session: Traveller) -> bool:
+    """It is at a replica by the proxy's choice. A role or password may not have come there yet: the primary decides."""
+    return session.fence is None and not session.read_only
 
 
 def _expired(session: Traveller, gate: Gate) -> bool:
@@ -304,6 +311,8 @@ def _refused(session: Traveller, gate: Gate, answer: LoginRefused, place: Server
         return f"{member} has no room for more connections"
     if answer.sqlstate in NOT_YET or (session.kept and answer.sqlstate == TOO_MANY_CLIENTS):
         return f"{member} is not accepting connections ({answer.sqlstate})"
+    if _is_split_off(session):
+        return f"{member} does not let it in ({answer.sqlstate})"
     if answer.stale:
         gate.verifiers.doubt(session.instance, session.login.user)
     session.refuse(answer.packet, f"{member}: {answer.message}")

@@ -38,6 +38,7 @@ from core.routes import (
 )
 from proxy.gate import Gate
 from proxy.leaving import Leaving, Standing
+from proxy.splitting import verdicts_of
 
 log = EventLog("proxy.control")
 WRITE_TIMEOUT_S = 5.0
@@ -129,6 +130,8 @@ class Control:
             return asked
         table = read_table(line)
         self._gate.table.replace(table)
+        if any(route.splits for route in table.routes):
+            _ = verdicts_of(self._gate)  # a parser that is missing is told now, not when the first client comes
         self._gate.meters.wish({route.instance: route.slow_query_ms / 1000 for route in table.routes})
         return table.seq
 
@@ -184,7 +187,7 @@ def _examine(route: Route) -> None:
         *(name for name in ("rw_port", "ro_port") if not _is_port(getattr(route, name))),
         *(name for name in ("expires_at_s", "hold_s") if not _is_number(getattr(route, name))),
         *(["client_tls"] if route.client_tls not in CLIENT_TLS else []),
-        *(name for name in ("allow", "observers") if not all(map(_is_text, getattr(route, name)))),
+        *(name for name in ("allow", "observers", "split_functions") if not all(map(_is_text, getattr(route, name)))),
         *(name for name in BOUNDS if not _is_bound(getattr(route, name))),
         *(["slow_query_ms"] if not _is_number(route.slow_query_ms) else []),
         *(["pooling"] if not _is_pooling(route.pooling) else []),

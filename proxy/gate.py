@@ -20,6 +20,7 @@ from proxy.pools import Pools
 from proxy.postgres.messages import HEADER_BYTES, error_fields
 from proxy.postgres.prepared import Library
 from proxy.postgres.requests import Pool
+from proxy.postgres.verdicts import Verdicts
 from proxy.slow_queries import SlowQueries
 from proxy.table import Table
 from proxy.verifiers import Verifiers
@@ -117,6 +118,8 @@ class Gate:
     cancels: Keys = field(default_factory=Keys)
     statements: Pool = field(default_factory=Pool)  # that sessions have prepared
     library: Library = field(init=False)  # of those that are in transaction mode
+    verdicts: Verdicts | None = None  # of statements that may be split off, once there are any
+    no_parser: bool = False  # nothing is split off though it should be
     stopping: bool = False  # nobody new gets a server
     refused: int = 0
     bytes_in: int = 0  # of connections that have ended

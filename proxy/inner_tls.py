@@ -13,6 +13,7 @@ from pathlib import Path
 
 from core.log import EventLog
 from core.routes import Endpoint
+from proxy.sockets import outgoing
 from proxy.tls import TlsTransport
 
 log = EventLog("proxy.inner_tls")
@@ -31,6 +32,21 @@ class InnerTls:
         self._tried: Stamp = ()
         self._said = ""
         self._context: ssl.SSLContext | None = None
+
+    async def connect(self, upper: asyncio.Protocol, endpoint: Endpoint, local_address: str) -> None:
+        """To the engine, by TLS where that must be; `upper` is given its transport. OSError when nobody answers; the
+        caller bounds the time."""
+        loop = asyncio.get_running_loop()
+        sock = outgoing(local_address)
+        try:
+            context = self.context_for(endpoint)
+            await loop.sock_connect(sock, (endpoint.host, endpoint.port))
+            plain, _ = await loop.create_connection(lambda: upper, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        if context is not None:
+            upper.connection_made(await secured(plain, context, endpoint, upper))
 
     def context_for(self, endpoint: Endpoint) -> ssl.SSLContext | None:
         """None where the connection stays plain. ssl.SSLError when it must not, and no certificate can be read."""

@@ -22,7 +22,10 @@ log = EventLog("proxy.session")
 class Queued(Protocol):
     """Its part in transaction mode."""
 
+    pinned: str
+
     def withdraw(self) -> bool: ...
+    def left(self) -> bool: ...
 
 
 class Leaver(Protocol):
@@ -138,6 +141,19 @@ def give_up(session: Leaver, sqlstate: str) -> None:
     session.close()
     if session.transport is not None:
         session.transport.abort()
+
+
+def go_on_without(session: Leaver, link: ServerLink) -> None:
+    """The server goes and the client stays."""
+    session.let_go()
+    session.holding = False
+    session.asking.stop()
+    drop(link)
+    sharing = session.sharing
+    if sharing is not None and sharing.left():
+        return
+    if sharing is None or sharing.pinned or session.waiting.holds:
+        session.look_for_server()
 
 
 def turn_back(session: Leaver, gate: Gate) -> None:

@@ -20,7 +20,6 @@ from typing import cast
 from core.routes import Endpoint
 from proxy.client import Client
 from proxy.gate import Gate
-from proxy.inner_tls import secured
 from proxy.pools import ServerPool, Signature
 from proxy.postgres.answering import answers
 from proxy.postgres.carried import DISMISSED, LAST_WORDS, LIKE_NEW, Inquiry, Restoring
@@ -30,7 +29,7 @@ from proxy.postgres.login import LoggedIn, LoginRefused, ServerLogin
 from proxy.postgres.messages import Garbled, Stream, error_fields, message, parameter_of
 from proxy.postgres.prepared import Held
 from proxy.postgres.requests import IDLE
-from proxy.sockets import close_soon, outgoing, read_on
+from proxy.sockets import close_soon, read_on
 
 _ASIDE, _COMPLAINTS = frozenset(b"SA"), frozenset(b"NE")
 _PARAMETER, _UNHEARD = ord("S"), frozenset(b"NEA")
@@ -72,17 +71,7 @@ class ServerLink(asyncio.Protocol):
 
     async def log_in(self, endpoint: Endpoint, login: ServerLogin) -> LoggedIn | LoginRefused:
         """Connect, and log in. OSError when nobody answers; the caller bounds the time."""
-        loop = asyncio.get_running_loop()
-        sock = outgoing(self._gate.local_address)
-        try:
-            context = self._gate.inner_tls.context_for(endpoint)
-            await loop.sock_connect(sock, (endpoint.host, endpoint.port))
-            plain, _ = await loop.create_connection(lambda: self, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        if context is not None:
-            self.connection_made(await secured(plain, context, endpoint, self))
+        await self._gate.inner_tls.connect(self, endpoint, self._gate.local_address)
         outcome: list[LoggedIn | LoginRefused] = []
 
         def take(data: bytes) -> bool:
@@ -157,6 +146,14 @@ class ServerLink(asyncio.Protocol):
         self._meter.reused += client is not self._client
         self._client, self._requests = client, client.requests
         self._take = None
+
+    def let_hear(self, take: Callable[[bytes], bool]) -> None:
+        """What the server says goes there first, until it says `pass_on`."""
+        self._take = take
+
+    def pass_on(self, data: bytes) -> None:
+        self._take = None
+        self._pass(data)
 
     def go_on(self) -> None:
         """`begin_relay` for one that was free: nothing has come."""

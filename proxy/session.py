@@ -21,7 +21,7 @@ from proxy.attaching import Departure, Lease, Offer, attach, took_free_one
 from proxy.gate import Gate
 from proxy.headcount import Seat
 from proxy.meters import NEVER
-from proxy.parting import drop, leave_if_rested, left_server, obstacle, said_goodbye, turn_back
+from proxy.parting import drop, go_on_without, leave_if_rested, left_server, obstacle, said_goodbye, turn_back
 from proxy.postgres import refusals
 from proxy.postgres.login import is_ordinary
 from proxy.postgres.messages import TERMINATE
@@ -34,6 +34,7 @@ from proxy.postgres.statements import mutes
 from proxy.server import ServerLink
 from proxy.sharing import Sharing, replicates, shares_servers
 from proxy.sockets import LINGER_S, client_address, close_soon, part_with
+from proxy.splitting import speaks_amiss
 from proxy.table import Fence
 from proxy.told import Told
 from proxy.waiting import Waiting
@@ -139,8 +140,11 @@ class Session(asyncio.Protocol):
         link, now = self._link, self._now()
         if data[-5:] == TERMINATE and said_goodbye(self, self._gate, data):
             return
-        if link is None and self.sharing is not None and not self._ended:
-            link = self.sharing.take(data, now)
+        if self.sharing is not None and not self._ended:
+            if link is None:
+                link = self.sharing.take(data, now)
+            elif self.sharing.splitting.active and not (data := self.sharing.splitting.next(link, data)):
+                return
         if link is None or self.holding:
             self._hold(data)
             return
@@ -159,8 +163,7 @@ class Session(asyncio.Protocol):
             account.start(now)
             if account.wishes.slow_s < NEVER:
                 account.remember(data)
-        if requests.muted and fence is not None and fence.strict:
-            self.end_with(refusals.MUTED)
+        if (requests.muted or requests.locks) and speaks_amiss(self, self.sharing):
             return
         link.write(out)
         if statements is not None and (statements.waits or statements.lost) and self.sharing is not None:
@@ -335,12 +338,7 @@ class Session(asyncio.Protocol):
         if why is not None:
             self.end_with(farewell(why))
             return
-        self.let_go()
-        self.holding = False
-        self.asking.stop()
-        drop(link)
-        if self.sharing is None or self.sharing.pinned or self.waiting.holds:
-            self.look_for_server()
+        go_on_without(self, link)
 
     def shut_down(self) -> None:
         if self._link is None and (self.sharing is None or not self.kept):

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 from core.routes import Endpoint, Route
 from proxy.attaching import Offer, Traveller
 from proxy.gate import Gate
+from proxy.parting import drop
 from proxy.pool import Open, Use
 from proxy.pools import Link, Place, ServerPool, Signature
 from proxy.postgres import refusals
@@ -25,6 +26,7 @@ from proxy.postgres.renaming import LOST, translate
 from proxy.postgres.startup import Startup
 from proxy.routing import Forward, admit
 from proxy.server import ServerLink
+from proxy.splitting import Divided, Splitting
 from proxy.told import Told
 
 NO = frozenset({"", "0", "f", "false", "n", "no", "of", "off"})
@@ -41,7 +43,7 @@ def replicates(startup: Startup) -> bool:
     return startup.parameters.get("replication", "off").lower() not in NO
 
 
-class Sharer(Traveller, Protocol):
+class Sharer(Traveller, Divided, Protocol):
     """The session."""
 
     holding: bool
@@ -64,11 +66,12 @@ class Sharer(Traveller, Protocol):
 class Sharing:
     """One a session."""
 
-    __slots__ = ("_gate", "_place", "_queue", "_session", "_version", "pinned", "since_s")
+    __slots__ = ("_gate", "_place", "_queue", "_session", "_version", "pinned", "since_s", "splitting")
 
     def __init__(self, session: Sharer, gate: Gate) -> None:
         self.pinned = ""  # why it keeps its connection
         self.since_s = 0.0
+        self.splitting = Splitting(session, gate, self._give_back)
         self._session = session
         self._gate = gate
         self._place: ServerPool | None = None  # where its transactions run, by the table of this version
@@ -85,12 +88,16 @@ class Sharing:
 
     # --- a transaction begins -----------------------------------------------------------------------------------------
 
-    def take(self, _data: bytes, now: float) -> ServerLink | None:
+    def take(self, data: bytes, now: float) -> ServerLink | None:
         """For what the client says now. None: it is held, and a connection is looked for."""
         session = self._session
         if self._queue is not None or session.looking:
             return None
-        place = self._chosen(now)
+        place = self._replica(now) if self.splitting.wanted(data) else None
+        if place is not None:
+            self.splitting.begin()
+        else:
+            place = self._chosen(now)
         if place is None:
             session.look_for_server()  # nobody to go to just now
             return None
@@ -99,6 +106,8 @@ class Sharing:
         if link is not None:
             taken = cast(ServerLink, link)
             session.adopt(taken)
+            if self.splitting.active:
+                self.splitting.sent(taken)
             return taken
         self.since_s = now
         answer = place.ask(self)
@@ -129,6 +138,16 @@ class Sharing:
         if verdict.fenced:
             self._place, self._version = place, table.version
         return place
+
+    def _replica(self, now: float) -> ServerPool | None:
+        """For a read. None when no replica serves."""
+        table, session = self._gate.table, self._session
+        loads, turn = table.loads(session.instance), table.next_turn()
+        route = table.route(session.instance)
+        verdict = admit(route, read_only=True, client=session.address, sessions=loads, now=now, turn=turn)
+        if self._gate.stopping or not isinstance(verdict, Forward) or verdict.fenced:
+            return None
+        return self._gate.pools.of(self._place_at(verdict.endpoint))
 
     def _place_at(self, endpoint: Endpoint) -> Place:
         session = self._session
@@ -173,19 +192,39 @@ class Sharing:
         """All is answered; whether the connection has been given back."""
         session = self._session
         link, requests = session.server, session.requests
+        if self.splitting.active and not requests.resting:
+            return self.splitting.go_on()
         if link is None or requests.changed or self.pinned or session.holding or session.waiting.holds:
             return False
         if not (requests.resting and link.quiet) or link.home is None:
             return False
+        self._give_back(link)
+        behind = self.splitting.end() if self.splitting.active else b""
+        if behind:
+            session.data_received(behind)
+        elif requests.leaving:
+            session.close()
+        return True
+
+    def left(self) -> bool:
+        """The server has gone, and the client stays. Whether it had said something that goes elsewhere now."""
+        session = self._session
+        behind = self.splitting.end() if self.splitting.active else b""
+        if behind:
+            session.data_received(behind + session.waiting.end())
+        return bool(behind)
+
+    def _give_back(self, link: ServerLink) -> None:
+        """It is at rest, and as its signature says."""
         home = link.home
-        session.let_go()
+        self._session.let_go()
+        if home is None:
+            drop(link)
+            return
         if home.pooling.reset == "always":
             home.renew(link, self._gate.pools.bare(link.signature))
         else:
             home.give_back(link)
-        if requests.leaving:
-            session.close()
-        return True
 
     def carries(self, carried: Carried) -> None:
         """The server has said so."""
@@ -193,6 +232,8 @@ class Sharing:
         reasons += ["listens to a channel"] if carried.channels else []
         reasons += ["has a statement of PREPARE"] if carried.by_sql else []
         self.pinned = " and ".join(reasons) or self._session.requests.obstacle or ""
+        if self.pinned and self.splitting.active and self._session.fence is None:
+            self._session.end_with(refusals.pinned_at_replica(" and ".join(reasons) or "has left what cannot be told"))
 
     def barred(self) -> None:
         """What the client has sent must wait for the answers to what it sent before, or cannot be followed."""

@@ -81,7 +81,10 @@ class Told:
         known, self.parameters = self.parameters, parameters
         if not known:
             return _all_of(parameters)
-        return b"".join([parameter_status(*pair) for pair in parameters.items() if known.get(pair[0]) != pair[1]])
+        news = [pair for pair in parameters.items() if known.get(pair[0]) != pair[1]]
+        if not self._session.read_only:  # its reads may come from replicas, but what it talks to is the primary
+            news = [pair for pair in news if pair[0] != "in_hot_standby"]
+        return b"".join([parameter_status(*pair) for pair in news])
 
     def moved(self) -> None:
         """To another server, without its client's doing."""

@@ -32,7 +32,7 @@ from agent.ha.view import Engine, EngineState, OperationKind, View
 from agent.heartbeat import Leaders
 from agent.local import Memory
 from agent.peer import position_message
-from agent.routing import CLIENT_MARGIN_S, LeaderTrust, route_of
+from agent.routing import CLIENT_MARGIN_S, LeaderTrust, is_late, route_of
 from core.errors import MoorageError, words
 from core.ids import MemberRef
 from core.log import EventLog
@@ -98,6 +98,7 @@ class Keeper:
         self._looks_ended = 0
         self._turned_at = node.clock.now()
         self._watching_death = False
+        self.late = False  # a replica too far behind to take reads
         self.observed = False  # the engine has been looked at since this agent started
         self.unwanted = asyncio.Event()  # the hub lists this member no more
 
@@ -449,6 +450,8 @@ class Keeper:
         return max(by_hub, vouched, key=lambda trust: trust.until)
 
     def _report(self) -> None:
+        lag_bytes = self.driver.facts().lag_bytes
+        self.late = is_late(lag_bytes, self.desired.clients.lag_max_bytes, was=self.late)
         self.node.reporter.state(self.ref, report.observed(self, self.housekeeping.settled_generation))
         self.troubles.tell(self)
 

@@ -156,6 +156,7 @@ def observed(keeper: Keeper, converged_generation: int) -> ObservedMember:
         reason=reason,
         message=message,
         unfit=bool(keeper.engine.unfit),
+        late=keeper.late,
         notices=tuple(MemberNotice(reason=d.trouble.value, message=d.message) for d in facts.notices),
     )
 

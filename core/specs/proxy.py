@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from core.routes import CLIENT_UNREAD_S
-from core.specs.common import Spec, check_unique
+from core.specs.common import Size, Spec, check_unique
 
 CONNECTIONS_MAX = 10_000
 CLIENTS_MAX = 1_000_000
 DAY_S = 86_400
 RULES_MAX = 100  # each client is compared with all of them
+FUNCTIONS_MAX = 200
+_FUNCTION = re.compile(r"(?:[a-z_][a-z0-9_$]{0,62}\.)?[a-z_][a-z0-9_$]{0,62}")  # as the parser shows them
 TRANSACTION_SIZE = 20  # of a pool in transaction mode whose size is left open
 SESSION_IDLE_S = 2.0  # shorter than the 5 s that DROP DATABASE and CREATE DATABASE wait for other connections to go
 TRANSACTION_IDLE_S = 300.0
@@ -143,6 +146,16 @@ class LimitsSpec(Spec):
         return self
 
 
+class ReadsSpec(Spec):
+    """Which replicas take reads."""
+
+    lag_max_bytes: Size | None = Field(
+        default=None,
+        description="A replica that has more than this of the primary's log still to replay takes no reads until it is "
+        "within half of it, bytes or 16Mi; null = no bound",
+    )
+
+
 class ProxySpec(Spec):
     """How clients come in, and how they share server connections."""
 
@@ -154,6 +167,18 @@ class ProxySpec(Spec):
         default=(), max_length=RULES_MAX, description="Another pooling for some clients; the first one that fits counts"
     )
     limits: LimitsSpec = Field(default_factory=LimitsSpec, description="What bounds clients")
+    reads: ReadsSpec = Field(default_factory=ReadsSpec, description="Which replicas take reads")
+    splitting: Literal["off", "statements"] = Field(
+        default="off",
+        description="statements: on the read-write port, for clients in transaction mode, statements that only read "
+        "and transactions begun READ ONLY go to replicas, where they may see data that is a moment old",
+    )
+    splitting_functions: tuple[str, ...] = Field(
+        default=(),
+        max_length=FUNCTIONS_MAX,
+        description="Functions of your own that only read, as statements name them (total, or shop.total): calls of "
+        "these may go to replicas too",
+    )
     slow_query_ms: int = Field(
         default=0,
         ge=0,
@@ -196,6 +221,21 @@ class ProxySpec(Spec):
                 raise PydanticCustomError("pools", text, {"number": number, "earlier": earlier})
         return value
 
+    @field_validator("splitting", mode="before")
+    @classmethod
+    def _as_yaml_reads_off(cls, value: object) -> object:
+        return "off" if value is False else value
+
+    @field_validator("splitting_functions")
+    @classmethod
+    def _functions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _FUNCTION.fullmatch(name):
+                text = "{name} is not the name of a function: write total or shop.total, without parentheses"
+                raise PydanticCustomError("function", text, {"name": repr(name)})
+        check_unique(value, "splitting_functions")
+        return value
+
     @field_validator("observers")
     @classmethod
     def _observers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -213,6 +253,9 @@ class ProxySpec(Spec):
         for number, name in enumerate(self.observers):
             if name not in users:
                 return f"observers[{number}]: {name!r} is not among the users; declare it there"
+        if self.splitting != "off" and all(one.mode != "transaction" for one in (self.pooling, *self.pools)):
+            way_out = "set pooling.mode, or the mode of one of pools, to transaction, or splitting to off"
+            return f"splitting: {self.splitting!r} is for clients in transaction mode, and nobody is in it; {way_out}"
         poolings = {"pooling": self.pooling} | {f"pools[{number}]": rule for number, rule in enumerate(self.pools)}
         for path, one in poolings.items():
             most = one.used_size + one.reserve

@@ -173,6 +173,7 @@ def _peer(contents: Contents, node: str, ref: MemberRef) -> PeerMember:
         engine_tls=observed.engine_tls,
         streaming_from=observed.streaming_from,
         unfit=observed.unfit,
+        late=observed.late,
         no_failover=desired.no_failover,
         priority=desired.priority,
         no_load_balance=desired.no_load_balance,

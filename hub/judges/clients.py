@@ -25,6 +25,9 @@ def clients_of(spec: InstanceSpec) -> ClientsDesired:
         idle_transaction_s=proxy.limits.idle_transaction_s,
         client_unread_s=proxy.limits.unread_s,
         slow_query_ms=proxy.slow_query_ms,
+        lag_max_bytes=proxy.reads.lag_max_bytes,
+        splits=proxy.splitting == "statements",
+        split_functions=proxy.splitting_functions,
         observers=observers_of(spec),
     )
 

@@ -92,6 +92,7 @@ class Facts:
     process: int
     address: str  # that the proxy listens at
     clients_max: int  # of the process
+    splitting: str = "off"  # or statements; unavailable: they should be split off, and there is no parser
     logins: int = 0  # clients that have not been let in yet, of the process
     clients: Iterable[ClientFacts] = ()
     servers: Iterable[ServerFacts] = ()

@@ -45,6 +45,7 @@ def gather(gate: Gate, instance: str) -> Facts | None:
         process=os.getpid(),
         address=gate.local_address,
         clients_max=gate.limits.clients_max,
+        splitting="off" if not route.splits else "unavailable" if gate.no_parser else "statements",
         logins=sum(guest.shown is None for guest in gate.guests if not guest.ended),
         clients=_Again(lambda: _clients(gate, instance)),
         servers=_Again(lambda: _servers(gate, instance)),

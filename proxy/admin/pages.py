@@ -276,10 +276,11 @@ def _routes(facts: Facts) -> Page:
         round(1000 * max(0.0, route.expires_at_s - facts.now)) if primary else None,
         ",".join(f"{one.member}={one.host}:{one.port}" for one in route.replicas),
         *(_yes(route.paused), _yes(route.strict), route.rw_port, route.ro_port, facts.process),
+        facts.splitting,
     )
     return table(
         "instance term:i primary primary_address expires_in_ms:i replicas paused strict read_write_port:i"
-        " read_only_port:i process:i",
+        " read_only_port:i process:i splitting",
         [row],
     )
 

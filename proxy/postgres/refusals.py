@@ -31,6 +31,11 @@ MUTED = error(
     "client_min_messages above warning is not supported here",
     "The instance promises that what it acknowledges is replicated, and a warning is how the server says it is not.",
 )
+LOCKS = error(
+    "0A000",
+    "advisory locks are not taken in a READ ONLY transaction here: it runs at a replica, where they lock nothing",
+    "Begin the transaction without READ ONLY.",
+)
 SHUTDOWN = error("57P01", "terminating connection: the proxy is stopping", "Connect again.")
 STARTUP_TIMEOUT = error("08006", "the client did not complete its startup in time")
 TOO_MANY = error("53300", "sorry, too many clients at this proxy already", "Connect to another node's proxy.")
@@ -44,6 +49,11 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
 
 def malformed(why: str) -> bytes:
     return error("08P01", why)
+
+
+def pinned_at_replica(why: str) -> bytes:
+    hint = "Begin a transaction that leaves such a thing behind without READ ONLY."
+    return error("0A000", f"a READ ONLY transaction has run at a replica, and now the session {why}", hint)
 
 
 def pool_full(waited_s: float) -> bytes:

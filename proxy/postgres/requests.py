@@ -69,6 +69,7 @@ class Requests:
         "hidden",
         "leaving",
         "loaded",
+        "locks",
         "muted",
         "names",
         "open",
@@ -96,6 +97,7 @@ class Requests:
         self.hidden = False  # a setting whose name is not known
         self.overflowed = False  # more statements than are kept
         self.loaded = False  # a library, which no server tells of
+        self.locks = False  # it may have taken an advisory lock, ever
         self.muted = False  # the server may say no warnings, or may not have done so for a while
         self.names: set[bytes] = set()
         self.prepared: dict[bytes, bytes] = {}  # Parse messages by name
@@ -236,6 +238,7 @@ class Requests:
     def _examine(self, statement: bytes | None) -> None:
         effect = effect_of(statement) if statement is not None else UNREAD
         self.muted |= effect.mutes
+        self.locks |= effect.locks
         if effect.changes:
             self.changed = True
             self.loaded |= effect.loads

@@ -26,7 +26,7 @@ READ_BYTES_MAX = 64 << 10  # a longer one is taken to change something
 class Effect:
     """`names`: settings of its own that the statement may set, in lower case. `hidden`: it may set some whose names it
     does not show. `forgets`: all settings are as after the login. `loads`: a library. `mutes`: the server may no longer
-    say its warnings, be it for one transaction."""
+    say its warnings, be it for one transaction. `locks`: it may take an advisory lock."""
 
     changes: bool = False
     names: frozenset[bytes] = frozenset()
@@ -34,6 +34,7 @@ class Effect:
     forgets: bool = False
     loads: bool = False
     mutes: bool = False
+    locks: bool = False
 
 
 NONE = Effect()
@@ -59,6 +60,7 @@ _CONFIG_LOCAL = re.compile(rb"set_config\s*\(\s*[^,()]+(?:::\w+)?\s*,[^,()]+,\s*
 _BLANK = rb"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
 _LOADS = re.compile(rb"\bload" + _BLANK + rb"(?:e|u&)?['$]", re.DOTALL)
 _LEVEL = re.compile(r"client_min_messages\s*=\s*'?(?:error|fatal|panic)")  # `-c name=value`, `--name=value`
+_LOCKS = re.compile(rb"advisory_(?:xact_)?lock")
 _MUTED = b"client_min_messages"
 _MUTES = re.compile(
     rb"(?:\bset\s+(?:session\s+|local\s+)?\"?client_min_messages\"?\s*(?:=|\bto\b)"
@@ -111,8 +113,9 @@ def _shown(name: str, value: str) -> str:
 
 def _examine(text: bytes) -> Effect:
     muting = _MUTED in text and _MUTES.search(text) is not None
+    locking = _LOCKS.search(text) is not None
     if not _may_change(text):
-        return Effect(mutes=True) if muting else NONE
+        return Effect(mutes=muting, locks=locking) if muting or locking else NONE
     if _FORGETS.fullmatch(text):
         return Effect(changes=True, forgets=True)
     names = {name for name in _NAMED.findall(text) if not name.endswith(b".")}
@@ -122,7 +125,7 @@ def _examine(text: bytes) -> Effect:
         for name in _CONFIG.findall(lasting):
             names |= {name} if b"." in name else set()
             hidden |= not name
-    return Effect(True, frozenset(names), hidden, loads=_LOADS.search(text) is not None, mutes=muting)
+    return Effect(True, frozenset(names), hidden, loads=_LOADS.search(text) is not None, mutes=muting, locks=locking)
 
 
 def _may_change(text: bytes) -> bool:

@@ -6,12 +6,14 @@ One cluster serves the whole module; each test leaves the instance Running.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -149,3 +151,66 @@ async def test_deletion_leaves_no_process_port_or_file_behind(cluster: Cluster) 
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
     left = await cluster.etcd_keys("/moorage/")
     assert not [key for key in left if "brief" in key and "/events/" not in key]
+
+
+# --- reads ---------------------------------------------------------------------------------------------------------
+
+READS = {
+    "kind": "Instance",
+    "project": "demo",
+    "name": "reads",
+    "engine_version": 15,
+    "replicas": 1,
+    "resources": {"cpu": 0.25, "memory": "256Mi", "disk": "1Gi"},
+    "users": [{"name": "app"}],
+    "databases": [{"name": "app", "owner": "app"}],
+    "proxy": {
+        "pooling": {"mode": "transaction"},
+        "reads": {"lag_max_bytes": "1Mi"},
+        "splitting": "statements",
+        "splitting_functions": ["pg_is_in_recovery"],
+    },
+}
+
+
+def replaying(cluster: Cluster, node: str) -> psutil.Process:
+    """The process that replays the log."""
+    children = psutil.Process(cluster.postmaster(node, "demo/reads")).children()
+    return next(child for child in children if "startup" in " ".join(child.cmdline()))
+
+
+async def at_replica(cluster: Cluster, *, read_only: bool) -> bool:
+    """Where a client's read is answered."""
+    async with await cluster.connect(await cluster.dsn("demo/reads", read_only=read_only)) as client:
+        row = await (await client.execute("SELECT pg_is_in_recovery()")).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+async def answered(cluster: Cluster, *, replica: bool) -> None:
+    for read_only in (True, False):
+        await eventually(
+            lambda read_only=read_only: at_replica(cluster, read_only=read_only),  # type: ignore[misc]
+            lambda seen: seen is replica,
+            within=20,
+            every=0.2,
+            what=f"reads at the {'replica' if replica else 'primary'} (read-only port: {read_only})",
+        )
+
+
+async def test_a_replica_that_falls_behind_takes_no_reads_until_it_has_caught_up(cluster: Cluster) -> None:
+    """Neither those of the read-only port nor those that are split off."""
+    await asyncio.to_thread(cluster.ctl, "apply", "-f", "-", "--wait", input=json.dumps(READS))
+    status = await cluster.await_running("demo/reads")
+    await answered(cluster, replica=True)
+    (node,) = [one["node"] for one in status["members"] if one["name"] != status["primary"]]
+    startup = replaying(cluster, node)
+    startup.suspend()
+    try:
+        async with await cluster.connect(await cluster.dsn("demo/reads")) as client:
+            await client.execute("CREATE TABLE big AS SELECT repeat(md5(n::text), 9) FROM generate_series(1, 9000) n")
+        await answered(cluster, replica=False)
+    finally:
+        startup.resume()
+    await answered(cluster, replica=True)
+    await cluster.actl("instance", "delete", "demo/reads", "--yes", "--wait", timeout=90)

@@ -126,6 +126,15 @@ class Server:
             (template / "pg_hba.conf").write_text(HBA)
         subprocess.run(["cp", "-a", str(template), str(self.data)], check=True, timeout=60)
 
+    def follow(self, primary: Server) -> None:
+        """A copy of it, which replicates once it is started."""
+        with (primary.data / "pg_hba.conf").open("a") as file:
+            file.write("host replication all 127.0.0.0/8 trust\n")
+        primary.value("SELECT pg_reload_conf()")
+        source = f"host={ADDRESS} port={primary.port} user=postgres application_name={self.name}"
+        command = [str(BIN / "pg_basebackup"), "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "-N"]
+        subprocess.run(as_engine_user(*command, "-d", source), check=True, capture_output=True, timeout=60, cwd="/")
+
     def start(self, *, wait: bool = True) -> None:
         options = ["-p", str(self.port), "-c", f"cluster_name={self.name}"]
         with (self.folder / f"{self.name}.log").open("ab") as log:

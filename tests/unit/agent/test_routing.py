@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.routing import LeaderTrust, route_of
+from agent.routing import LeaderTrust, is_late, route_of
 from core.records import (
     REMOTE,
     HaRecord,
@@ -165,3 +165,23 @@ def test_all_members_of_a_standby_instance_serve_reads_and_none_takes_writes() -
     route = route_of(follows, standby_view(lagging, leader), writable_here=False, trust=TRUST)
     assert [endpoint.member for endpoint in route.replicas] == ["m2"]
     assert route_of(DESIRED, view(), writable_here=False, trust=TRUST).follows == ""
+
+
+def test_a_late_replica_takes_no_reads_and_the_primary_is_nobodys_replica() -> None:
+    late = view(members=(peer("m1"), peer("m2", Role.PRIMARY), peer("m3", late=True)))
+    assert [one.member for one in route_of(DESIRED, late, writable_here=False, trust=TRUST).replicas] == ["m1"]
+    spared = view(members=(peer("m1", no_load_balance=True), peer("m2", Role.PRIMARY), peer("m3", late=True)))
+    assert [one.member for one in route_of(DESIRED, spared, writable_here=False, trust=TRUST).replicas] == ["m1"]
+    alone = view(members=(peer("m1", late=True), peer("m2", Role.PRIMARY)))
+    assert route_of(DESIRED, alone, writable_here=False, trust=TRUST).replicas == ()
+
+
+def test_a_replica_that_was_late_comes_well_within_the_bound_before_it_takes_reads_again() -> None:
+    late, told = False, []
+    for lag_bytes in (0, 100, 101, 99, 51, 50, 100, 101):
+        late = is_late(lag_bytes, 100, was=late)
+        told.append(late)
+    assert told == [False, False, True, True, True, False, False, True]
+    assert not is_late(1 << 40, None, was=True)
+    assert is_late(1, 0, was=False)
+    assert not is_late(0, 0, was=True)

@@ -50,6 +50,7 @@ def test_a_table_comes_through_whole_whatever_is_at_its_default(
 ) -> None:
     counts = {"clients_max": most, "clients_per_user_max": 2 - most}
     bounds = {**counts, "client_idle_s": float(most), "client_unread_s": most * 300.0}
-    one = route(pooling=pooling, pools=tuple(pools), paused=paused, slow_query_ms=slow, observers=("app",), **bounds)
+    names = {"observers": ("app",), "split_functions": ("f",)}
+    one = route(pooling=pooling, pools=tuple(pools), paused=paused, slow_query_ms=slow, **bounds, **names)
     table = RouteTable(seq=3, routes=(one, Route(instance="a/b", rw_port=1, ro_port=2)))
     assert decode_table(encode(table)) == table

@@ -55,6 +55,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (orders({"observers": ["nobody"]}), "d: proxy.observers[0]: 'nobody' is not among the users; declare it there"),
     (orders({"observers": ["app", "app"]}), "d: proxy.observers: observers: 'app' occurs twice"),
     (
+        orders({"reads": {"lag_max_bytes": "much"}}),
+        "d: proxy.reads.lag_max_bytes: is not a size: write bytes, or a number with Ki, Mi, Gi or Ti, such as 512Mi",
+    ),
+    (orders({"splitting": True}), "d: proxy.splitting: must be 'off' or 'statements', got true"),
+    (
+        orders({"splitting": "statements"}),
+        "d: proxy.splitting: 'statements' is for clients in transaction mode, and nobody is in it; set pooling.mode, "
+        "or the mode of one of pools, to transaction, or splitting to off",
+    ),
+    (
+        orders({"splitting_functions": ["total()"]}),
+        "d: proxy.splitting_functions: 'total()' is not the name of a function: write total or shop.total, without "
+        "parentheses",
+    ),
+    (
         orders({"pooling": {"size": 90, "reserve": 11}}, parameters={"max_connections": 100}),
         "d: proxy.pooling.size: 101 connections, 11 of them reserve, are more than max_connections = 100",
     ),
@@ -97,3 +112,17 @@ def test_what_was_stored_is_read_back_the_same() -> None:
 )
 def test_a_size_that_is_left_open_means_something_in_each_mode(pooling: dict[str, Any], size: int) -> None:
     assert parsed({"pooling": pooling}).proxy.pooling.used_size == size
+
+
+def test_reads_are_bounded_and_split_as_the_document_says() -> None:
+    proxy = parsed({}).proxy
+    assert (proxy.reads.lag_max_bytes, proxy.splitting, proxy.splitting_functions) == (None, "off", ())
+    rule = {"user": "app", "mode": "transaction"}
+    wanted = {"reads": {"lag_max_bytes": "16Mi"}, "splitting": "statements", "splitting_functions": ["shop.total"]}
+    proxy = parsed({**wanted, "pools": [rule]}, users=[{"name": "app"}]).proxy
+    assert (proxy.reads.lag_max_bytes, proxy.splitting) == (16 << 20, "statements")
+    assert proxy.splitting_functions == ("shop.total",)
+
+
+def test_a_bare_off_in_yaml_is_off() -> None:
+    assert parsed({"splitting": False}).proxy.splitting == "off"

@@ -54,6 +54,18 @@ def test_limits_arrive() -> None:
     assert clients() == clients(limits={}) == clients(limits={"clients": 0, "clients_per_user": 0})
 
 
+def test_which_replicas_take_reads_and_whether_reads_are_split_off_arrives() -> None:
+    told = clients()
+    assert (told.lag_max_bytes, told.splits, told.split_functions) == (None, False, ())
+    told = clients(
+        pooling={"mode": "transaction"},
+        reads={"lag_max_bytes": "1Mi"},
+        splitting="statements",
+        splitting_functions=["total"],
+    )
+    assert (told.lag_max_bytes, told.splits, told.split_functions) == (1 << 20, True, ("total",))
+
+
 def test_observers_are_those_who_see_as_much_in_the_engine_and_those_who_are_named() -> None:
     assert clients().observers == ("boss", "watcher")
     assert clients(observers=["named"]).observers == ("boss", "named", "watcher")

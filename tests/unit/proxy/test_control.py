@@ -56,6 +56,7 @@ def test_a_table_comes_through_whole():
         line(allow=[7]),
         line(allow=7),
         line(observers=[7]),
+        line(split_functions=[7]),
         line(slow_query_ms="7"),
         line(client_idle_s="7"),
         line(idle_transaction_s=-1),

@@ -28,7 +28,6 @@ HARMLESS = [
     "SELECT setval('s', 7)",
     "WITH x AS (SELECT 1) UPDATE t SET a = 1",
     "PREPARE TRANSACTION 'x'",
-    "SELECT pg_advisory_xact_lock(1)",
     "COPY t FROM STDIN",
     "EXECUTE p(1)",
     "CREATE TABLE t (n int)",
@@ -72,6 +71,23 @@ CHANGING = [
 @pytest.mark.parametrize("statement", HARMLESS)
 def test_what_changes_nothing_is_known_as_such(statement):
     assert effect_of(statement.encode()) == Effect()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT pg_advisory_lock(1)",
+        "SELECT pg_try_advisory_lock_shared(1)",
+        "SELECT 1 WHERE PG_ADVISORY_XACT_LOCK(1) IS NULL",
+        "DO $$ BEGIN PERFORM pg_try_advisory_xact_lock(1); END $$",
+    ],
+)
+def test_advisory_locks_are_seen(statement):
+    assert effect_of(statement.encode()).locks
+
+
+def test_one_that_ends_with_its_transaction_changes_nothing_else():
+    assert effect_of(b"SELECT pg_advisory_xact_lock(1)") == Effect(locks=True)
 
 
 @pytest.mark.parametrize("statement", CHANGING)
