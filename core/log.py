@@ -7,16 +7,18 @@ changed; debug: the rest. Nothing is logged per heartbeat or per query. Values n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import traceback
-from typing import Literal
+from typing import Literal, TextIO
 
 from core.clock import SystemClock, iso
 
 Format = Literal["json", "console", "auto"]
 _clock = SystemClock()
+LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 
 
 class EventLog:
@@ -44,7 +46,11 @@ class EventLog:
         self._emit(logging.ERROR, event, {**fields, "error": repr(error), "traceback": text})
 
     def _emit(self, level: int, event: str, fields: dict[str, object]) -> None:
-        if self._log.isEnabledFor(level):
+        if not self._log.isEnabledFor(level):
+            return
+        if _direct is not None and not self._log.handlers:  # nobody listens to this one beside
+            _direct.write(level, self._component, event, fields)
+        else:
             # Not by `log`, which looks through the stack for a caller that nobody reads.
             extra = {"event_fields": fields, "component": self._component}
             self._log.handle(self._log.makeRecord(self._log.name, level, "", 0, event, (), None, extra=extra))
@@ -60,22 +66,42 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = getattr(record, "event_fields", {})
-        component = getattr(record, "component", record.name)
-        at = iso(_clock.wall())
+        return self.line(record.levelno, getattr(record, "component", record.name), record.getMessage(), fields)
+
+    def line(self, level: int, component: str, event: str, fields: dict[str, object]) -> str:
+        at, name = iso(_clock.wall()), LEVELS.get(level, "info")
         if self._as_json:
-            head = {"at": at, "level": record.levelname.lower(), "component": component, "event": record.getMessage()}
-            return _encode({**head, **fields})
+            return _encode({"at": at, "level": name, "component": component, "event": event, **fields})
         text = " ".join(f"{key}={value}" for key, value in fields.items() if key != "traceback")
-        line = f"{at[11:-1]} {record.levelname.lower():7} {component:16} {record.getMessage()} {text}".rstrip()
+        line = f"{at[11:-1]} {name:7} {component:16} {event} {text}".rstrip()
         return f"{line}\n{fields['traceback']}" if "traceback" in fields else line
+
+
+class _Direct:
+    """The short way of our own events, which a proxy has two of for each client: no LogRecord is made for them."""
+
+    def __init__(self, stream: TextIO, formatter: _Formatter) -> None:
+        self._stream = stream
+        self._formatter = formatter
+
+    def write(self, level: int, component: str, event: str, fields: dict[str, object]) -> None:
+        line = self._formatter.line(level, component, event, fields)
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not end what is told of
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+
+_direct: _Direct | None = None  # once logging has been set up
 
 
 def setup_logging(*, level: str = "info", fmt: Format = "auto") -> None:
     """Send all event logs to standard error. `auto` is console on a terminal, JSON elsewhere."""
     as_json = fmt == "json" or (fmt == "auto" and not sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(as_json=as_json))
+    formatter, handler = _Formatter(as_json=as_json), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
     root = logging.getLogger("moorage")
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     root.propagate = False
+    global _direct  # noqa: PLW0603 - one a process, as the handlers are
+    _direct = _Direct(sys.stderr, formatter)

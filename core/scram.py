@@ -9,6 +9,7 @@ Passwords are printable ASCII, which SASLprep leaves as it is; others are refuse
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 
 ITERATIONS = 4096  # PostgreSQL's default; the passwords are random, so more would only slow every login down
 SALT_BYTES = 16
+PARSED_MAX = 4096
 _VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d{1,9}):([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+):([A-Za-z0-9+/=]+)")
 
 
@@ -32,17 +34,22 @@ class Verifier:
     @staticmethod
     def parse(text: str) -> Verifier:
         """ValueError, which does not repeat the text, when it is not a verifier."""
-        match = _VERIFIER.fullmatch(text)
-        if match is None:
-            raise ValueError("not a SCRAM-SHA-256 verifier")
-        salt, stored, server = (base64.b64decode(match[part]) for part in (2, 3, 4))
-        if len(stored) != 32 or len(server) != 32:
-            raise ValueError("not a SCRAM-SHA-256 verifier: keys must have 32 bytes")
-        return Verifier(iterations=int(match[1]), salt=salt, stored_key=stored, server_key=server)
+        return _parsed(text)
 
     def text(self) -> str:
         salt, stored, server = (base64.b64encode(raw).decode() for raw in (self.salt, self.stored_key, self.server_key))
         return f"SCRAM-SHA-256${self.iterations}:{salt}${stored}:{server}"
+
+
+@functools.lru_cache(maxsize=PARSED_MAX)  # asked at each login, of the same few
+def _parsed(text: str) -> Verifier:
+    match = _VERIFIER.fullmatch(text)
+    if match is None:
+        raise ValueError("not a SCRAM-SHA-256 verifier")
+    salt, stored, server = (base64.b64decode(match[part]) for part in (2, 3, 4))
+    if len(stored) != 32 or len(server) != 32:
+        raise ValueError("not a SCRAM-SHA-256 verifier: keys must have 32 bytes")
+    return Verifier(iterations=int(match[1]), salt=salt, stored_key=stored, server_key=server)
 
 
 def make_verifier(password: str, *, salt: bytes | None = None, iterations: int = ITERATIONS) -> str:

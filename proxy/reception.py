@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 from core.errors import UnavailableError
+from core.scram import Verifier
 from proxy.admin.facts import DATABASES
 from proxy.admin.guest import Observer
 from proxy.gate import Gate
@@ -193,9 +194,14 @@ class Reception(asyncio.Protocol):
             self._refuse(refusals.error(no.sqlstate, no.message, no.hint), no.message)
             return
         self._transport.write(negotiation(startup.packet, startup.parameters))
-        self._looking = self._gate.tasks.spawn(
-            self._begin_authentication(startup), f"login {self._address}", self._abort
-        )
+        verifiers = self._gate.verifiers
+        if verifiers.knows(self._instance, startup.user):  # as nearly always: no task is made for it
+            try:
+                self._begin_authentication(startup, verifiers.at_once(self._instance, startup.user))
+            except UnusableError as error:
+                self._refuse(refusals.error("28000", str(error)), str(error))
+        else:
+            self._looking = self._gate.tasks.spawn(self._look_up(startup), f"login {self._address}", self._abort)
 
     def _refusal(self, startup: Startup) -> Refuse | None:
         """What can be said without asking for a password."""
@@ -207,8 +213,7 @@ class Reception(asyncio.Protocol):
             return Refuse("28000", "too many logins with a wrong password", f"Try again in {wait_s:.0f} s.")
         return refused(route, self._address) if route is not None else None
 
-    async def _begin_authentication(self, startup: Startup) -> None:
-        assert self._transport is not None
+    async def _look_up(self, startup: Startup) -> None:
         try:
             verifier = await self._gate.verifiers.find(self._instance, startup.user)
         except UnavailableError as error:
@@ -217,6 +222,9 @@ class Reception(asyncio.Protocol):
         except UnusableError as error:
             self._refuse(refusals.error("28000", str(error)), str(error))
             return
+        self._begin_authentication(startup, verifier)
+
+    def _begin_authentication(self, startup: Startup, verifier: Verifier | None) -> None:
         if self._ended or self._transport is None:
             return
         channel = self._transport.channel_binding if isinstance(self._transport, TlsTransport) else b""

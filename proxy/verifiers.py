@@ -65,14 +65,30 @@ class Verifiers:
     async def find(self, instance: str, user: str) -> Verifier | None:
         """None when the user has no password or does not exist. UnavailableError when that cannot be known just now,
         UnusableError when the password is kept in a form that cannot be checked here."""
-        if len(user.encode(errors="surrogateescape")) > NAME_BYTES_MAX:
-            return None
+        if not self.knows(instance, user):
+            return await self._asked_for(instance, user)
+        return self.at_once(instance, user)
+
+    def knows(self, instance: str, user: str) -> bool:
+        """Whether `find` need not ask."""
         key = (instance, user)
         known, declared = self._known.get(key), self._declared.get(key)
         if known is not None and not known.doubted and self._now() < known.at_s + FRESH_S:
-            return _usable(known.text, user)
+            return True
         if declared is not None and (known is None or (known.text == declared and not known.doubted)):
-            return _usable(declared, user)
+            return True
+        return len(user.encode(errors="surrogateescape")) > NAME_BYTES_MAX
+
+    def at_once(self, instance: str, user: str) -> Verifier | None:
+        """What `find` says where it need not ask."""
+        key = (instance, user)
+        known = self._known.get(key)
+        text = known.text if known is not None else self._declared.get(key)
+        return _usable(text, user)
+
+    async def _asked_for(self, instance: str, user: str) -> Verifier | None:
+        key = (instance, user)
+        declared = self._declared.get(key)
         if await self._ask(key):
             return _usable(self._known[key].text, user)
         known = self._known.get(key)

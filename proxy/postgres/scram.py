@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass, field
 
 from core.scram import ITERATIONS, SALT_BYTES, Verifier
@@ -25,6 +26,7 @@ END_POINT = "tls-server-end-point"  # the one kind of channel binding that Postg
 KEY_BYTES = 32
 UNBOUND = "biws"  # base64 of "n,,": no channel binding
 MAX_ITERATIONS = 10_000_000  # only for what a server asks to be repeated; nothing is iterated here
+_NONCE = re.compile(r"[!-~]+")
 
 
 class ScramError(Exception):
@@ -190,7 +192,7 @@ def _text(raw: bytes) -> str:
 def _nonce(part: str) -> str:
     """Printable ASCII without a comma, RFC 5802."""
     nonce = part[2:]
-    if not part.startswith("r=") or not nonce or not all("!" <= char <= "~" for char in nonce):
+    if not part.startswith("r=") or _NONCE.fullmatch(nonce) is None:
         raise ScramError("malformed SCRAM message: nonce expected")
     return nonce
 
