@@ -24,6 +24,8 @@ class Session:
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection((ADDRESS, port), timeout=10)
+        self._readable = select.poll()  # takes descriptors of any number
+        self._readable.register(self._socket, select.POLLIN)
         words = b"user\0postgres\0database\0postgres\0\0"
         self._socket.sendall(struct.pack("!II", 8 + len(words), 196608) + words)
         heard = b""
@@ -33,8 +35,7 @@ class Session:
     def feed(self, data: bytes) -> bytes:
         if data:
             self._socket.sendall(data)
-        readable, _, _ = select.select([self._socket], [], [], 0 if data else 0.0003)
-        return self._socket.recv(65536) if readable else b""
+        return self._socket.recv(65536) if self._readable.poll(0 if data else 1) else b""
 
     def close(self) -> None:
         self._socket.close()
