@@ -45,7 +45,7 @@ install_packages() {
     local from=(-q -o "Dir::Etc::sourcelist=$list" -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0)
     # Nothing starts before it is configured, and the distribution's engine makes no cluster of its own.
     local policy=/usr/sbin/policy-rc.d own=no
-    [ -e $policy ] || { own=yes; printf '#!/bin/sh\nexit 101\n' >$policy; chmod 755 $policy; }
+    [ -e $policy ] || { own=yes; trap "rm -f $policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$policy; chmod 755 $policy; }
     [ -e /etc/postgresql-common/createcluster.conf ] || { mkdir -p /etc/postgresql-common; echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf; }
     local result=0
     apt-get "${from[@]}" update >/dev/null && apt-get "${from[@]}" install -y --no-install-recommends \

@@ -9,7 +9,7 @@ import ssl
 import struct
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -22,13 +22,9 @@ from tests.support.proxy import (
     ADDRESS,
     APP_PASSWORD,
     BIN,
-    Proxy,
     RawClient,
     Server,
     Tls,
-    lent_proxy,
-    made_tls,
-    proxy_process,
     query,
     running_proxy,
     running_servers,
@@ -43,24 +39,6 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[Server]]:
     with running_servers("m1", "m2", "m3") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def process(tls: Tls) -> Iterator[Proxy]:
-    with proxy_process(tls) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
-    async with lent_proxy(process) as running:
         yield running
 
 

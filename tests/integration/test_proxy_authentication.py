@@ -54,12 +54,6 @@ def server() -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
 def verifier_of(server: Server, user: str) -> Verifier | None:
     text = server.value(f"SELECT (SELECT rolpassword FROM pg_authid WHERE rolname = '{user}')")
     return Verifier.parse(text) if text else None

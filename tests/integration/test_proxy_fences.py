@@ -31,8 +31,6 @@ from tests.support.proxy import (
     Server,
     Tls,
     declared,
-    lent_proxy,
-    made_tls,
     proxy_process,
     query,
     running_proxy,
@@ -59,20 +57,8 @@ def mortal(servers: list[Server]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def process(tls: Tls) -> Iterator[Proxy]:
     with proxy_process(tls, "--drain-s", "1") as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
-    async with lent_proxy(process) as running:
         yield running
 
 

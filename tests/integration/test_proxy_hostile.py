@@ -27,7 +27,6 @@ from tests.support.proxy import (
     Server,
     Tls,
     lent_proxy,
-    made_tls,
     proxy_process,
     query,
     running_proxy,
@@ -46,12 +45,6 @@ STARTUP_S = 0.4
 def servers() -> Iterator[list[Server]]:
     with running_servers("m1", "m2") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

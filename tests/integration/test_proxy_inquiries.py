@@ -20,10 +20,6 @@ from tests.support.proxy import (
     Proxy,
     RawClient,
     Server,
-    Tls,
-    lent_proxy,
-    made_tls,
-    proxy_process,
     query,
     running_servers,
 )
@@ -93,24 +89,6 @@ async def puppet() -> AsyncIterator[Puppet]:
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[Server]]:
     with running_servers("m2") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def process(tls: Tls) -> Iterator[Proxy]:
-    with proxy_process(tls) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
-    async with lent_proxy(process) as running:
         yield running
 
 

@@ -20,8 +20,6 @@ from tests.support.proxy import (
     RawClient,
     Server,
     Tls,
-    lent_proxy,
-    made_tls,
     proxy_process,
     query,
     running_servers,
@@ -36,24 +34,6 @@ Client = psycopg.AsyncConnection[Any]
 def server() -> Iterator[Server]:
     with running_servers("m1") as (m1,):
         yield m1
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def process(tls: Tls) -> Iterator[Proxy]:
-    with proxy_process(tls) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
-    async with lent_proxy(process) as running:
-        yield running
 
 
 @pytest.fixture
@@ -244,7 +224,7 @@ async def test_time_in_which_the_proxy_itself_was_frozen_does_not_count(
     os.kill(proxy.pid, signal.SIGSTOP)
     try:
         client.send(query("SELECT 7"))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5)  # the time itself is the case: longer than the client may be idle
     finally:
         os.kill(proxy.pid, signal.SIGCONT)
     assert any(kind == "D" for kind, _ in await client.until("Z"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
@@ -21,10 +21,6 @@ from tests.support.proxy import (
     Proxy,
     RawClient,
     Server,
-    Tls,
-    lent_proxy,
-    made_tls,
-    proxy_process,
     query,
     running_servers,
 )
@@ -51,24 +47,6 @@ def mortal(servers: list[Server]) -> Iterator[Server]:
     yield servers[0]
     servers[0].kill()
     servers[0].start()
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def process(tls: Tls) -> Iterator[Proxy]:
-    with proxy_process(tls) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
-    async with lent_proxy(process) as running:
-        yield running
 
 
 async def value(connection: psycopg.AsyncConnection[Any], statement: str) -> object:

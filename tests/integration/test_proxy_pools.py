@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -16,10 +16,6 @@ from tests.support.proxy import (
     Proxy,
     RawClient,
     Server,
-    Tls,
-    lent_proxy,
-    made_tls,
-    proxy_process,
     running_servers,
 )
 from tests.support.waiting import eventually
@@ -31,24 +27,6 @@ TERMINATE = b"X\0\0\0\x04"
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[Server]]:
     with running_servers("m1", "m2") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def process(tls: Tls) -> Iterator[Proxy]:
-    with proxy_process(tls) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
-    async with lent_proxy(process) as running:
         yield running
 
 

@@ -27,9 +27,7 @@ from tests.support.proxy import (
     Proxy,
     RawClient,
     Server,
-    Tls,
     lent_proxy,
-    made_tls,
     proxy_process,
     query,
     running_servers,
@@ -58,18 +56,6 @@ def servers() -> Iterator[list[Server]]:
             yield [m1, m2]
         finally:
             m2.kill()
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def process(tls: Tls) -> Iterator[Proxy]:
-    with proxy_process(tls) as running:
-        yield running
 
 
 @pytest.fixture

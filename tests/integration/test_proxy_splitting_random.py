@@ -18,7 +18,6 @@ from tests.support.proxy import (
     Server,
     Tls,
     lent_proxy,
-    made_tls,
     proxy_process,
     query,
     running_servers,
@@ -145,12 +144,6 @@ def servers() -> Iterator[list[Server]]:
             yield [m1, m2]
         finally:
             m2.kill()
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,10 +22,6 @@ from tests.support.proxy import (
     Proxy,
     RawClient,
     Server,
-    Tls,
-    lent_proxy,
-    made_tls,
-    proxy_process,
     query,
     running_servers,
 )
@@ -43,24 +39,6 @@ def servers() -> Iterator[list[Server]]:
         for server in running:
             server.value("CREATE ROLE clerk")
             server.value("GRANT clerk TO app")
-        yield running
-
-
-@pytest.fixture(scope="module")
-def tls() -> Iterator[Tls]:
-    with made_tls() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def process(tls: Tls) -> Iterator[Proxy]:
-    with proxy_process(tls) as running:
-        yield running
-
-
-@pytest.fixture
-async def proxy(process: Proxy) -> AsyncIterator[Proxy]:
-    async with lent_proxy(process) as running:
         yield running
 
 
