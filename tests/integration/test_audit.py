@@ -14,6 +14,8 @@ from grpc import StatusCode
 
 from cli.audit import check
 from core.errors import ConflictError
+from core.records import ProjectRecord, to_json
+from hub.audit import AuditTrail
 from hub.etcd import keys, txns
 from protos.v1 import operator_pb2 as pb
 from tests.support.api import Api, empty, one_etcd, refused, running_api
@@ -108,6 +110,20 @@ async def test_changes_at_one_moment_all_get_in_and_a_lost_race_leaves_none(api:
     stale = txns.put_if(keys.project("p0"), b"{}", revision=1)
     assert not await api.hub.audit.commit(api.hub.authority.verify(api.admin), "p0", stale)
     assert len((await trail(api))[0]) == 8
+
+
+async def test_hubs_that_write_at_one_moment_keep_one_chain(api: Api) -> None:
+    hub = api.hub
+    operator = hub.authority.verify(api.admin)
+    trails = [hub.audit, *(AuditTrail(hub.client, hub.store, hub.clock) for _ in range(2))]  # as of three hubs
+    projects = {f"p{number}": trails[number % 3] for number in range(9)}
+    made = [
+        one.commit(operator, name, txns.put_if(keys.project(name), to_json(ProjectRecord(name=name)), revision=0))
+        for name, one in projects.items()
+    ]
+    assert await asyncio.gather(*made) == [True] * 9
+    entries, _ = await trail(api)
+    assert sorted(one["object"] for one in entries) == sorted(projects)
 
 
 async def test_whatever_is_done_to_the_trail_shows(api: Api) -> None:
